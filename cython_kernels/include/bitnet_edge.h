@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// The C API of the engine, callable from Cython, Swift and Kotlin alike.
+//
+//   be_program  verified, immutable, shared between threads; points into the caller's mapping
+//   be_session  arena and KV cache of one caller; runs a program
+//
+// Nothing here prints, aborts, exits or keeps global state beyond the thread pool and the
+// dispatch table. A program that be_program_open accepts can be run without any further check:
+// every operand of every instruction lies inside its region for every legal run.
+#ifndef BITNET_EDGE_H
+#define BITNET_EDGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+#define BE_PROGRAM_MAGIC "BEPR"
+
+enum {
+  BE_PROGRAM_VERSION = 1,
+  BE_MAX_INSTRUCTIONS = 8192,
+  BE_MAX_PORTS = 16,          // inputs + outputs
+  BE_MAX_DIMENSION = 1 << 24, // of any width, rows or vocabulary
+  BE_MAX_POSITIONS = 1 << 20, // of the KV cache
+  BE_MAX_TOKENS = 1 << 16,    // of one run
+  BE_OPERAND_ALIGNMENT = 64,
+  BE_MAX_OPERANDS = 8
+};
+
+typedef enum be_dtype { BE_F32 = 0, BE_F16 = 1, BE_BF16 = 2, BE_I32 = 3, BE_DTYPE_COUNT } be_dtype;
+
+typedef enum be_region {
+  BE_REGION_NONE = 0, // operand absent
+  BE_REGION_WEIGHTS,  // the file's weights section, read only
+  BE_REGION_ARENA,    // activations of one run
+  BE_REGION_STATE,    // KV cache, kept between runs
+  BE_REGION_INPUT,    // caller's buffers, bound at each run
+  BE_REGION_OUTPUT,
+  BE_REGION_COUNT
+} be_region;
+
+typedef enum be_opcode {
+#define BE_OP(name, opcode, dims, scalars, operands) BE_OP_##name = opcode,
+#include "op_table.def"
+#undef BE_OP
+} be_opcode;
+
+// The instruction runs on the last `output_rows` tokens of the run only (final norm and head).
+enum { BE_FLAG_OUTPUT_ROWS = 1 };
+
+// 128 bytes, little-endian, as stored.
+typedef struct be_instruction {
+  uint16_t opcode;
+  uint16_t flags;
+  uint32_t dim[7];
+  float scalar[4];
+  uint32_t reserved[4];              // zero
+  uint64_t operand[BE_MAX_OPERANDS]; // region << 56 | port << 48 | byte offset
+} be_instruction;
+
+// An input or output: n_tokens (or output_rows) rows of `width` elements.
+typedef struct be_port {
+  uint32_t dtype;
+  uint32_t width;
+} be_port;
+
+// 64 bytes, little-endian, as stored; followed by BE_MAX_PORTS ports and the instructions.
+typedef struct be_program_header {
+  uint8_t magic[4];
+  uint32_t version;
+  uint32_t instruction_count;
+  uint32_t max_tokens;    // of one run: the prefill chunk
+  uint32_t max_positions; // of the KV cache: the context length
+  uint32_t input_count;
+  uint32_t output_count;
+  uint32_t reserved0; // zero
+  uint64_t arena_bytes;
+  uint64_t state_bytes;
+  uint8_t reserved1[16]; // zero
+} be_program_header;
+
+// Where and why a call failed: `what` is a static text, never NULL on failure.
+typedef struct be_error {
+  const char *what;
+  int32_t instruction; // -1: not about one instruction
+  int32_t operand;     // -1: not about one operand
+  uint64_t expected;
+  uint64_t found;
+} be_error;
+
+typedef struct be_program be_program;
+typedef struct be_session be_session;
+
+// Verifies `section` (the program) against `weights_size` and builds a program that points into
+// the weights, which must outlive it and be 64-byte aligned; the section is copied.
+be_status be_program_open(be_program **out, const uint8_t *section, size_t section_size,
+                          const uint8_t *weights, size_t weights_size, be_error *error);
+void be_program_close(be_program *program);
+const be_program_header *be_program_info(const be_program *program);
+// Port i: inputs first, then outputs. NULL beyond the last.
+const be_port *be_program_port(const be_program *program, uint32_t index);
+size_t be_program_bytes(const be_program *program);         // private memory it holds
+uint32_t be_program_phase_count(const be_program *program); // barriers of one run
+
+// Allocates arena and state, zeroed. `threads` >= 1 participants per run.
+be_status be_session_create(be_session **out, const be_program *program, uint32_t threads);
+void be_session_destroy(be_session *session);
+size_t be_session_bytes(const be_session *session);      // beyond arena and state
+uint32_t be_session_position(const be_session *session); // rows valid in the KV cache
+
+// One forward pass of n_tokens rows at `position` (<= rows valid so far; smaller rewinds).
+// inputs[i] has n_tokens rows, outputs[i] has output_rows rows (0 skips the tail entirely).
+// One caller at a time per session.
+be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
+                         uint32_t output_rows, const void *const *inputs, void *const *outputs,
+                         be_error *error);
+
+// Sets the dispatch table for the whole process from the CPU's sets and the cap `name` (NULL: no
+// cap). Called once before the first run; later calls are for tests, with no run in progress.
+be_status be_engine_init(const char *name);
+
+struct be_kernels;
+const struct be_kernels *be_engine_kernels(void);
+
+#endif

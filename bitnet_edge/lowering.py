@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+"""Graph -> instructions over named buffers: fusion and order, before any address exists.
+
+Three things happen here and nowhere else:
+
+* an ``rms_norm`` read only by ternary linears becomes ``rms_norm_quantize``; any other float
+  tensor is quantised once, however many linears read it;
+* results take the place of an operand that dies (residual sums, gated activations, rotations);
+* everything after the last append to the KV cache is *tail*: it works on the rows whose outputs
+  are wanted only, so a prompt's prefill skips the last layer's feed-forward and the head.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from bitnet_edge.errors import UnsupportedOp
+from bitnet_edge.graph import Graph, Kind, Node
+from bitnet_edge.ops import GatedActivation
+
+__all__ = ["Instruction", "Lowered", "Operand", "Region", "lower"]
+
+# Names of be_region in bitnet_edge.h, in its order.
+Region = ("none", "weights", "arena", "state", "input", "output")
+
+_BLOCK = 16  # quantised rows are padded to whole P16 blocks
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A named buffer in one of the engine's regions."""
+
+    region: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One record of a program, before addresses.
+
+    Attributes
+    ----------
+    op : str
+        A name of ``op_table.def``.
+    node : str
+        The graph node it came from.
+    dims, scalars, operands : Mapping
+        By the names ``op_table.def`` gives them; absent optional operands are left out.
+    tail : bool
+        Works on the output rows only.
+    """
+
+    op: str
+    node: str
+    dims: Mapping[str, int | str]
+    scalars: Mapping[str, float]
+    operands: Mapping[str, Operand]
+    tail: bool = False
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The instructions of a graph and the arena buffers they use.
+
+    Attributes
+    ----------
+    instructions : tuple of Instruction
+    row_bytes : Mapping[str, int]
+        Arena buffer -> bytes per token.
+    """
+
+    instructions: tuple[Instruction, ...]
+    row_bytes: Mapping[str, int]
+
+
+def lower(graph: Graph) -> Lowered:
+    """Lower a graph to instructions.
+
+    Raises
+    ------
+    UnsupportedOp
+        When an op, or the way it is used, has no lowering; the node is named.
+    """
+    return _Lowering(graph).run()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for name in node.inputs:
+                if name:
+                    self.readers.setdefault(name, []).append(node)
+        self.uses_left = Counter({name: len(nodes) for name, nodes in self.readers.items()})
+        self.instructions: list[Instruction] = []
+        self.row_bytes: dict[str, int] = {}
+        self.home: dict[str, str] = {}  # tensor -> arena buffer that holds it
+        self.quantised: set[str] = set()
+        self.angles: dict[tuple[str, float], Operand] = {}
+
+    def run(self) -> Lowered:
+        rules: dict[str, Callable[[Node], None]] = {
+            name.removeprefix("_lower_"): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("_lower_")
+        }
+        for node in self.graph.nodes:
+            rule = rules.get(node.op)
+            if rule is None:
+                raise UnsupportedOp(f"[{node.op}] the engine has no lowering (node {node.name!r})")
+            rule(node)
+            for name in node.inputs:
+                self.uses_left[name] -= 1
+        return Lowered(tuple(_mark_tail(self.instructions)), self.row_bytes)
+
+    # -- operands ---------------------------------------------------------------------------
+
+    def width(self, tensor: str) -> int:
+        return self.graph.tensors[tensor].shape[-1]
+
+    def read(self, tensor: str) -> Operand:
+        """Return the operand that holds a graph tensor."""
+        kind = self.graph.tensors[tensor].kind
+        if kind is Kind.CONSTANT:
+            return Operand("weights", tensor)
+        if kind is Kind.STATE:
+            return Operand("state", tensor)
+        if kind is Kind.INPUT:
+            return Operand("input", tensor)
+        if tensor not in self.home:
+            raise UnsupportedOp(f"[output] {tensor!r} is an output and also read by another node")
+        return Operand("arena", self.home[tensor])
+
+    def write(self, tensor: str, *in_place_of: str) -> Operand:
+        """Return a home for a result: an output port, a dying operand's buffer, or a new one."""
+        if tensor in self.graph.outputs:
+            return Operand("output", tensor)
+        for candidate in in_place_of:
+            if self.dies(candidate) and self.width(candidate) == self.width(tensor):
+                self.home[tensor] = self.home[candidate]
+                return Operand("arena", self.home[tensor])
+        self.home[tensor] = tensor
+        return self.scratch(tensor, self.width(tensor) * 4)
+
+    def dies(self, tensor: str) -> bool:
+        """Whether the node being lowered is the last reader of an activation."""
+        return (
+            self.graph.tensors[tensor].kind is Kind.ACTIVATION
+            and self.uses_left[tensor] == 1
+            and tensor in self.home
+        )
+
+    def scratch(self, name: str, row_bytes: int) -> Operand:
+        self.row_bytes[name] = row_bytes
+        return Operand("arena", name)
+
+    def emit(
+        self,
+        op: str,
+        node: Node,
+        operands: Mapping[str, Operand],
+        dims: Mapping[str, int | str],
+        scalars: Mapping[str, float] | None = None,
+    ) -> None:
+        self.instructions.append(Instruction(op, node.name, dims, scalars or {}, operands))
+
+    def quantised_operands(self, tensor: str) -> dict[str, Operand]:
+        """Return names of a tensor's int8 rows, scales and sums (see `op_table.def`)."""
+        return {
+            "q": self.scratch(f"{tensor}.q", -(-self.width(tensor) // _BLOCK) * _BLOCK),
+            "s": self.scratch(f"{tensor}.s", 4),
+            "q_sum": self.scratch(f"{tensor}.q_sum", 4),
+        }
+
+    def attribute(self, node: Node, key: str) -> float:
+        value = node.attributes[key]
+        assert isinstance(value, float)  # the op table has checked it
+        return value
+
+    # -- one rule per op --------------------------------------------------------------------
+
+    def _lower_embedding(self, node: Node) -> None:
+        ids, table = node.inputs
+        tensor = self.graph.tensors[table]
+        self.emit(
+            "embed",
+            node,
+            {
+                "y": self.write(node.outputs[0]),
+                "table": self.read(table),
+                "ids": self.read(ids),
+            },
+            {
+                "width": tensor.shape[1],
+                "vocab": tensor.shape[0],
+                "dtype": tensor.dtype.engine_code,
+            },
+            {"multiplier": self.attribute(node, "multiplier")},
+        )
+
+    def _lower_rms_norm(self, node: Node) -> None:
+        x, weight = node.inputs
+        output = node.outputs[0]
+        dims = {"width": self.width(x)}
+        scalars = {"eps": self.attribute(node, "eps")}
+        readers = self.readers.get(output, [])
+        if output not in self.graph.outputs and all(r.op == "ternary_linear" for r in readers):
+            operands = self.quantised_operands(output)
+            operands |= {"x": self.read(x), "gain": self.read(weight)}
+            self.emit("rms_norm_quantize", node, operands, dims, scalars)
+            self.quantised.add(output)
+            return
+        operands = {"x": self.read(x), "gain": self.read(weight)}
+        self.emit("rms_norm", node, {"y": self.write(output, x)} | operands, dims, scalars)
+
+    def _lower_ternary_linear(self, node: Node) -> None:
+        x, weight, bias = node.inputs
+        rows, k = self.graph.tensors[weight].shape
+        if x not in self.quantised:
+            operands = self.quantised_operands(x) | {"x": self.read(x)}
+            self.emit("quantize", node, operands, {"width": k})
+            self.quantised.add(x)
+        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)}
+        operands |= {name: Operand("arena", f"{x}.{name}") for name in ("q", "s", "q_sum")}
+        if bias:
+            operands["bias"] = self.read(bias)
+        scale = self.attribute(node, "scale")
+        self.emit("ternary_linear", node, operands, {"rows": rows, "k": k}, {"w_scale": scale})
+
+    def _lower_linear(self, node: Node) -> None:
+        x, weight, bias = node.inputs
+        tensor = self.graph.tensors[weight]
+        operands = {
+            "x": self.read(x),
+            "y": self.write(node.outputs[0]),
+            "w": self.read(weight),
+        }
+        if bias:
+            operands["bias"] = self.read(bias)
+        dims = {
+            "rows": tensor.shape[0],
+            "k": tensor.shape[1],
+            "dtype": tensor.dtype.engine_code,
+        }
+        self.emit("dense_linear", node, operands, dims)
+
+    def _lower_gated_activation(self, node: Node) -> None:
+        gate, up = node.inputs
+        operands = {"gate": self.read(gate), "up": self.read(up)}
+        operands["y"] = self.write(node.outputs[0], gate, up)
+        kind = list(GatedActivation.ACTIVATIONS).index(str(node.attributes["activation"]))
+        self.emit("gated_activation", node, operands, {"width": self.width(gate), "kind": kind})
+
+    def _lower_add(self, node: Node) -> None:
+        a, b = node.inputs
+        operands = {"a": self.read(a), "b": self.read(b)}
+        operands["y"] = self.write(node.outputs[0], a, b)
+        self.emit("add", node, operands, {"width": self.width(a)})
+
+    def _lower_attention(self, node: Node) -> None:
+        q, k, v, inv_freq, k_cache, v_cache = node.inputs
+        heads, kv_heads, head_dim = (
+            int(node.attributes[key]) for key in ("heads", "kv_heads", "head_dim")
+        )
+        q_operand = self.read(q)
+        appended = {"cache": self.read(k_cache), "x": self.read(k)}
+        if inv_freq:
+            angles = self._angles(node, inv_freq, head_dim // 2)
+            appended["angles"] = angles
+            rotated = self._rotated(q)
+            self.emit(
+                "rope",
+                node,
+                {"y": rotated, "x": q_operand, "angles": angles},
+                {"heads": heads, "head_dim": head_dim},
+            )
+            q_operand = rotated
+        dims: dict[str, int | str] = {"kv_heads": kv_heads, "head_dim": head_dim, "dtype": "kv"}
+        self.emit("kv_append", node, appended, dims)
+        values = {"cache": self.read(v_cache), "x": self.read(v)}
+        self.emit("kv_append", node, values, dims)
+        self.emit(
+            "attention",
+            node,
+            {
+                "y": self.write(node.outputs[0]),
+                "q": q_operand,
+                "k_cache": self.read(k_cache),
+                "v_cache": self.read(v_cache),
+            },
+            {"heads": heads} | dims,
+            {"scale": self.attribute(node, "scale")},
+        )
+
+    def _rotated(self, q: str) -> Operand:
+        """Return where q is rotated to: in place when nobody else reads it."""
+        if self.dies(q):
+            return Operand("arena", self.home[q])
+        return self.scratch(f"{q}.rotated", self.width(q) * 4)
+
+    def _angles(self, node: Node, inv_freq: str, half: int) -> Operand:
+        """Return the cos/sin rows of a run, computed once for all layers that share them."""
+        scale = self.attribute(node, "rope_scale")
+        if (inv_freq, scale) not in self.angles:
+            y = self.scratch(f"{inv_freq}.angles.{len(self.angles)}", half * 8)
+            operands = {"y": y, "inv_freq": self.read(inv_freq)}
+            self.emit("rope_angles", node, operands, {"half": half}, {"scale": scale})
+            self.angles[inv_freq, scale] = y
+        return self.angles[inv_freq, scale]
+
+
+def _mark_tail(instructions: list[Instruction]) -> list[Instruction]:
+    appends = [i for i, instruction in enumerate(instructions) if instruction.op == "kv_append"]
+    first = appends[-1] + 1 if appends else 0
+    return [replace(ins, tail=i >= first) for i, ins in enumerate(instructions)]

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: MIT
+"""Writing a ``.bte`` file: tensor by tensor, under a temporary name, then renamed.
+
+No model is ever whole in memory, and no reader ever sees half a file: on any failure, from a full
+disk to Ctrl-C, the temporary file is removed and whatever stood at the destination is untouched.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from bitnet_edge._numpy import np
+from bitnet_edge.container import (
+    FORMAT_VERSION,
+    MAGIC,
+    MAX_HEADER,
+    PREFIX,
+    SECTION_ALIGNMENT,
+)
+from bitnet_edge.dtypes import DType
+from bitnet_edge.errors import ExportError, FormatError, ShapeMismatch
+from bitnet_edge.packing import PANEL_ROWS, pack_p16, round_up
+from bitnet_edge.planner import Plan, WeightSlot
+from bitnet_edge.program import encode_program
+
+if TYPE_CHECKING:
+    from bitnet_edge.exporters.sources.source import ModelSource
+
+__all__ = ["write_bte"]
+
+Progress = Callable[[int, int], None]
+
+_CHUNK_BYTES = 8 << 20  # rows are read, packed and written in runs of about this size
+_NUMPY = {DType.F32: np.float32, DType.F16: np.uint16, DType.BF16: np.uint16, DType.I32: np.int32}
+
+
+def write_bte(
+    path: str | Path,
+    source: ModelSource,
+    plan: Plan,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a planned model.
+
+    Parameters
+    ----------
+    path : str or Path
+        Destination.
+    source : ModelSource
+    plan : Plan
+        Made for ``source.graph``.
+    force : bool
+        Replace an existing file.
+    progress : callable, optional
+        Called with (bytes written, bytes in all).
+
+    Raises
+    ------
+    ExportError
+        When the destination exists (without ``force``) or cannot be written.
+    NotTernary, ModelError
+        When a weight cannot be read as the graph says.
+    """
+    path = Path(path)
+    if path.exists() and not force:
+        raise ExportError(f"[export] {path} exists; --force (force=True) replaces it")
+    sections = {"program": encode_program(source.graph, plan)}
+    if source.tokenizer is not None:
+        sections["tokenizer"] = source.tokenizer
+    sections["graph"] = json.dumps(source.graph.to_json(), separators=(",", ":")).encode()
+    last = plan.weights[-1]
+    sizes = {name: len(data) for name, data in sections.items()}
+    sizes["weights"] = last.offset + last.bytes
+    # The header holds the checksums, which are known last: reserve its room with the real
+    # lengths and dummy digests, write the sections, then fill it in.
+    header_bytes = len(_header(source, plan, sizes, {}, 0))
+    offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
+    total = round_up(offsets["weights"] + sizes["weights"], SECTION_ALIGNMENT)
+    with _replacing(path) as file:
+        digests: dict[str, str] = {}
+        for name, data in sections.items():
+            _pad_to(file, offsets[name])
+            file.write(data)
+            digests[name] = hashlib.sha256(data).hexdigest()
+        _pad_to(file, offsets["weights"])
+        digests["weights"] = _write_weights(file, source, plan, progress)
+        _pad_to(file, total)
+        header = _header(source, plan, sizes, digests, header_bytes)
+        file.seek(0)
+        file.write(PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), total, binascii.crc32(header)))
+        file.write(header)
+
+
+def _header(
+    source: ModelSource,
+    plan: Plan,
+    sizes: dict[str, int],
+    digests: dict[str, str],
+    header_bytes: int,
+) -> bytes:
+    """Return the JSON header.
+
+    Its length decides the sections' offsets, which stand in it: the first call (``header_bytes``
+    0) leaves slack for their digits, the later ones pad with spaces to that length.
+    """
+    info = source.graph.info
+    offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
+    data: dict[str, Any] = {
+        "requires": ["p16"],
+        "model": {
+            "name": info.name,
+            "architecture": info.architecture,
+            "context_length": info.context_length,
+            "vocab_size": info.vocab_size,
+            "bos_id": info.bos_id,
+            "eos_ids": list(info.eos_ids),
+        },
+        "plan": {
+            "profile": plan.profile,
+            "context": plan.context,
+            "prefill_chunk": plan.prefill_chunk,
+            "kv_dtype": plan.kv_dtype.value,
+            "threads": plan.threads,
+            **plan.budget.to_json(),
+        },
+        "sections": [
+            {
+                "name": name,
+                "offset": offsets[name],
+                "bytes": size,
+                "sha256": digests.get(name, "0" * 64),
+            }
+            for name, size in sizes.items()
+        ],
+        "tensors": [
+            [slot.name, slot.dtype.value, list(slot.shape), slot.offset, slot.bytes]
+            for slot in plan.weights
+        ],
+    }
+    text = json.dumps(data, separators=(",", ":"))
+    slack = 0 if header_bytes else 16 * len(sizes)  # digits the real offsets may add
+    raw = text.encode() + b" " * slack
+    if len(raw) > MAX_HEADER:
+        raise FormatError(f"[bte] expected a header of at most {MAX_HEADER} bytes, got {len(raw)}")
+    return raw.ljust(header_bytes)
+
+
+def _section_offsets(sizes: dict[str, int], start: int) -> dict[str, int]:
+    offsets: dict[str, int] = {}
+    for name, size in sizes.items():
+        offsets[name] = round_up(start, SECTION_ALIGNMENT)
+        start = offsets[name] + size
+    return offsets
+
+
+def _write_weights(
+    file: IO[bytes], source: ModelSource, plan: Plan, progress: Progress | None
+) -> str:
+    digest = hashlib.sha256()
+    last = plan.weights[-1]
+    total = last.offset + last.bytes
+    written = 0
+    for slot in plan.weights:
+        padding = b"\0" * (slot.offset - written)
+        for chunk in (padding, *_stored_chunks(slot, source)):
+            file.write(chunk)
+            digest.update(chunk)
+            written += len(chunk)
+        if progress:
+            progress(written, total)
+    return digest.hexdigest()
+
+
+def _stored_chunks(slot: WeightSlot, source: ModelSource) -> Iterator[bytes]:
+    """Yield a constant's bytes as they stand in the file."""
+    values = source.weights.load(slot.name)
+    expected = np.dtype(np.int8 if slot.dtype is DType.TERNARY else _NUMPY[slot.dtype])
+    if values.shape != slot.shape or values.dtype != expected:
+        raise ShapeMismatch(
+            f"[export] expected {expected} {slot.shape}, got {values.dtype} {values.shape} "
+            f"(tensor {slot.name!r})"
+        )
+    row_bytes = max(1, values[:1].nbytes)
+    step = max(PANEL_ROWS, _CHUNK_BYTES // row_bytes // PANEL_ROWS * PANEL_ROWS)
+    for first in range(0, len(values), step):
+        rows = values[first : first + step]
+        yield (pack_p16(rows.view(np.int8)) if slot.dtype is DType.TERNARY else rows).tobytes()
+
+
+def _pad_to(file: IO[bytes], offset: int) -> None:
+    file.write(b"\0" * (offset - file.tell()))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write to a temporary file beside ``path``; on success sync and rename it, else remove it."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise ExportError(f"[export] cannot write in {path.parent}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, ExportError):
+            raise ExportError(f"[export] cannot write {path}: {error.strerror}") from error
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the rename durable where directories can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Importers (`sources`) and exporters (`targets`) around the graph. Host side only."""

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""A ``.bte`` file as a source: its graph and weights, to be planned for another device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitnet_edge._numpy import np
+from bitnet_edge.container import BteFile, open_bte
+from bitnet_edge.dtypes import DType
+from bitnet_edge.errors import FormatError, MissingTensor
+from bitnet_edge.exporters.sources.source import ModelSource
+from bitnet_edge.graph import Graph
+from bitnet_edge.packing import unpack_p16
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["load_bte"]
+
+_NUMPY = {DType.F32: np.float32, DType.F16: np.uint16, DType.BF16: np.uint16, DType.I32: np.int32}
+
+
+class _BteWeights:
+    def __init__(self, file: BteFile) -> None:
+        self._file = file
+        self._tensors = {tensor.name: tensor for tensor in file.tensors}
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """See `WeightSource.load`."""
+        tensor = self._tensors[name]
+        data = np.frombuffer(self._file.tensor(tensor), np.uint8)
+        if tensor.dtype == DType.TERNARY.value:
+            return unpack_p16(data, *tensor.shape)
+        return data.view(_NUMPY[DType(tensor.dtype)]).reshape(tensor.shape)
+
+
+def load_bte(path: Path) -> ModelSource:
+    """Open a file as a model source.
+
+    Raises
+    ------
+    FormatError
+        When the file is malformed, its graph is no graph, or a stored tensor contradicts it.
+    MissingTensor
+        When a constant of the graph is not stored.
+    """
+    file = open_bte(path)
+    try:
+        graph = Graph.from_json(json.loads(bytes(file.section("graph"))))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"[bte] the graph is not JSON: {error} ({path})") from None
+    stored = {tensor.name: tensor for tensor in file.tensors}
+    for constant in graph.constants():
+        tensor = stored.get(constant.name)
+        if tensor is None:
+            raise MissingTensor(f"[bte] constant {constant.name!r} is not stored ({path})")
+        if tensor.shape != constant.shape or tensor.dtype != constant.dtype.value:
+            raise FormatError(
+                f"[bte] expected {constant} for {constant.name!r}, got {tensor.dtype} "
+                f"{tensor.shape} ({path})"
+            )
+    tokenizer = bytes(file.section("tokenizer")) if "tokenizer" in file.sections else None
+    return ModelSource(graph, _BteWeights(file), tokenizer)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Exporters: the graph written for other runtimes."""

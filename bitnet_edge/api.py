@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""The host side in two calls: `plan` sizes a model to a device, `export` writes its package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitnet_edge.dtypes import DType
+from bitnet_edge.errors import ArgumentError, ExportError, ModelError
+from bitnet_edge.exporters.sources.source import ModelSource
+from bitnet_edge.graph import Graph
+from bitnet_edge.planner import Plan, make_plan
+from bitnet_edge.profiles import Profile, load_profile
+
+__all__ = ["Export", "export", "import_model", "plan"]
+
+TARGETS = ("bte",)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export` wrote.
+
+    Attributes
+    ----------
+    path : Path
+    bytes : int
+        Size of the file.
+    sha256 : str
+        Of the whole file.
+    graph : Graph
+    plan : Plan
+    bits_per_weight : float
+        Stored bits of all weights over their number, head and embedding included.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+    graph: Graph
+    plan: Plan
+    bits_per_weight: float
+
+
+def import_model(checkpoint: str | Path) -> ModelSource:
+    """Read a checkpoint: a Hugging Face directory, or a ``.bte`` file (to plan it anew).
+
+    Raises
+    ------
+    ModelError
+        When ``checkpoint`` is neither, or cannot be read as a model.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        from bitnet_edge.exporters.sources.bte import load_bte
+
+        return load_bte(path)
+    if path.is_dir():
+        from bitnet_edge.exporters.sources.huggingface import load_huggingface
+
+        return load_huggingface(path)
+    raise ModelError(f"[import] expected a checkpoint directory or a .bte file, got {str(path)!r}")
+
+
+def plan(
+    checkpoint: str | Path | ModelSource,
+    device: str | Path | Profile = "generic-50mb",
+    *,
+    context: int | None = None,
+    prefill_chunk: int | None = None,
+    kv_dtype: DType | str | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """Size a model to a device without writing anything; see `bitnet_edge.planner.make_plan`.
+
+    Parameters
+    ----------
+    checkpoint : str, Path or ModelSource
+    device : str, Path or Profile
+        A profile's name, or a YAML file.
+    context, prefill_chunk, kv_dtype, threads
+        Pinned choices.
+
+    Raises
+    ------
+    ModelError, ProfileError, BudgetExceeded, ArgumentError
+        As the parts say.
+    """
+    source = checkpoint if isinstance(checkpoint, ModelSource) else import_model(checkpoint)
+    profile = device if isinstance(device, Profile) else load_profile(device)
+    return make_plan(
+        source.graph,
+        profile,
+        tokenizer_bytes=len(source.tokenizer or b""),
+        context=context,
+        prefill_chunk=prefill_chunk,
+        kv_dtype=kv_dtype,
+        threads=threads,
+    )
+
+
+def export(
+    checkpoint: str | Path | ModelSource,
+    device: str | Path | Profile = "generic-50mb",
+    out: str | Path | None = None,
+    target: str = "bte",
+    *,
+    force: bool = False,
+    context: int | None = None,
+    prefill_chunk: int | None = None,
+    kv_dtype: DType | str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Export:
+    """Write a model as a package for a device.
+
+    Parameters
+    ----------
+    checkpoint, device, context, prefill_chunk, kv_dtype, threads
+        As for `plan`.
+    out : str or Path, optional
+        Destination; ``<model>.bte`` in the current directory by default.
+    target : str
+        ``"bte"``.
+    force : bool
+        Replace an existing file.
+    progress : callable, optional
+        Called with (bytes written, bytes in all).
+
+    Returns
+    -------
+    Export
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown target.
+    ExportError
+        When the destination exists or cannot be written; nothing is left behind.
+    ModelError, ProfileError, BudgetExceeded
+        As the parts say.
+    """
+    if target not in TARGETS:
+        raise ArgumentError(f"[export] expected target {' or '.join(TARGETS)}, got {target!r}")
+    from bitnet_edge.writer import write_bte
+
+    source = checkpoint if isinstance(checkpoint, ModelSource) else import_model(checkpoint)
+    path = Path(out if out is not None else f"{source.graph.info.name}.bte")
+    if path.exists() and not force:  # before the work, not after it
+        raise ExportError(f"[export] {path} exists; --force (force=True) replaces it")
+    made = plan(
+        source,
+        device,
+        context=context,
+        prefill_chunk=prefill_chunk,
+        kv_dtype=kv_dtype,
+        threads=threads,
+    )
+    write_bte(path, source, made, force=force, progress=progress)
+    return Export(
+        path,
+        path.stat().st_size,
+        _sha256(path),
+        source.graph,
+        made,
+        8 * sum(slot.bytes for slot in made.weights) / parameter_count(source.graph),
+    )
+
+
+def parameter_count(graph: Graph) -> int:
+    """Return the number of weights of a graph."""
+    total = 0
+    for tensor in graph.constants():
+        count = 1
+        for size in tensor.shape:
+            count *= size
+        total += count
+    return total
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""One continuation of a prompt: prefill, decode, sample, stop, and text in whole characters."""
+
+from __future__ import annotations
+
+import time
+
+from bitnet_edge import _engine
+from bitnet_edge.errors import ArgumentError
+from bitnet_edge.tokenizer import StreamDecoder
+
+TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
+if TYPE_CHECKING:
+    from array import array
+
+    from bitnet_edge.runtime import Model
+
+__all__ = ["Generation", "Sampling", "Statistics"]
+
+
+class Sampling:
+    """How the next token is chosen; see `Model.generate`.
+
+    Raises
+    ------
+    ArgumentError
+        For a parameter outside its domain.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value, valid, expected in (
+            ("temperature", temperature, 0 <= temperature <= 100, "0 .. 100"),
+            ("top_k", top_k, 0 <= top_k < 1 << 31, "0 or more"),
+            ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
+            ("min_p", min_p, 0 <= min_p < 1, "0 or more, below 1"),
+            (
+                "repetition_penalty",
+                repetition_penalty,
+                0 < repetition_penalty <= 100,
+                "above 0, at most 100",
+            ),
+            ("repetition_window", repetition_window, 0 <= repetition_window < 1 << 31, "0 or more"),
+            ("seed", seed, 0 <= seed < 1 << 64, "0 .. 2^64 - 1"),
+        ):
+            if not valid:
+                raise ArgumentError(f"[generate] expected {name} {expected}, got {value}")
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty
+        self.repetition_window = repetition_window
+        self.seed = seed
+
+
+class Statistics:
+    """Counts and times of a generation, in seconds."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = 0
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens per second, 0 before the second token."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class Generation:
+    """An iterator over the text of one continuation.
+
+    Pieces are whole characters; text that may be the beginning of a stop string is held back until
+    it is known not to be.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        New tokens so far, the end-of-text token included.
+    finish_reason : str or None
+        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``; None while running.
+    statistics : Statistics
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: list[int],
+        max_tokens: int,
+        sampling: Sampling,
+        stop: tuple[str, ...],
+        eos_ids: tuple[int, ...],
+        turn: int,
+    ) -> None:
+        from bitnet_edge.runtime import token_array
+
+        if not 1 <= len(prompt) <= model.context:
+            raise ArgumentError(
+                f"[generate] expected a prompt of 1 .. {model.context} tokens, got {len(prompt)}"
+            )
+        if max_tokens < 1:
+            raise ArgumentError(f"[generate] expected max_tokens 1 or more, got {max_tokens}")
+        if not all(isinstance(text, str) and text for text in stop):
+            raise ArgumentError(f"[generate] stop strings must be non-empty text, got {stop!r}")
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.statistics = Statistics(len(prompt))
+        self._model = model
+        self._ids = token_array(prompt)
+        self._max_tokens = max_tokens
+        self._sampling = sampling
+        self._stop = stop
+        self._eos_ids = eos_ids
+        self._turn = turn
+        self._sampler = _engine.Sampler(
+            model.vocab_size,
+            sampling.seed,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.repetition_penalty,
+        )
+        self._decoder = StreamDecoder(model.tokenizer) if model.has_tokenizer else None
+        self._held = ""  # decoded, but possibly the beginning of a stop string
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        """Return the next piece of text, decoding as many tokens as that takes.
+
+        Raises
+        ------
+        ArgumentError
+            When another generation has begun on the same model, or it was closed.
+        """
+        while self.finish_reason is None:
+            piece = self.advance()
+            if piece:
+                return piece
+        raise StopIteration
+
+    def text(self) -> str:
+        """Run to the end and return the rest of the text."""
+        return "".join(self)
+
+    def advance(self) -> str:
+        """Decode one token; return the text that became final."""
+        token = self._next_token()
+        self.token_ids.append(token)
+        self.statistics.new_tokens += 1
+        if token in self._eos_ids:
+            return self._finish("eos")
+        if self._decoder is not None:
+            self._held += self._decoder.push(token)
+            for text in self._stop:
+                at = self._held.find(text)
+                if at >= 0:
+                    self._held = self._held[:at]
+                    self._decoder = None
+                    return self._finish("stop")
+        if len(self.token_ids) >= self._max_tokens:
+            return self._finish("max_tokens")
+        if len(self._ids) > self._model.context:
+            return self._finish("context")
+        keep = _stop_prefix(self._held, self._stop)
+        cut = len(self._held) - keep
+        ready, self._held = self._held[:cut], self._held[cut:]
+        return ready
+
+    def _finish(self, reason: str) -> str:
+        self.finish_reason = reason
+        tail = self._decoder.flush() if self._decoder is not None else ""
+        return self._held + tail
+
+    def _next_token(self) -> int:
+        model, sampling = self._model, self._sampling
+        start = time.perf_counter()
+        with model.lock:
+            session = model.session_for(self._turn)
+            if self.token_ids:
+                session.step(self.token_ids[-1], len(self._ids) - 1)
+            else:
+                self._prefill(session)
+            recent: array[int] | None = None
+            if sampling.repetition_penalty != 1.0:
+                recent = self._ids[max(0, len(self._ids) - sampling.repetition_window) :]
+            token = session.sample(self._sampler, recent)
+        self._ids.append(token)
+        elapsed = time.perf_counter() - start
+        if self.token_ids:
+            self.statistics.decode_seconds += elapsed
+        else:
+            self.statistics.prefill_seconds += elapsed
+        return token
+
+    def _prefill(self, session: _engine.Session) -> None:
+        """Run the prompt; one engine call per chunk, so that Ctrl-C is heard between them."""
+        for position, chunk in self._model.chunks(self._ids):
+            session.prefill(chunk, position, position + len(chunk) == len(self._ids))
+
+
+def _stop_prefix(text: str, stop: tuple[str, ...]) -> int:
+    """Return the length of the longest end of ``text`` that begins a stop string."""
+    longest = max((len(s) for s in stop), default=1) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(s.startswith(text[-length:]) for s in stop):
+            return length
+    return 0

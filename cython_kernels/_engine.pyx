@@ -1,0 +1,554 @@
+# SPDX-License-Identifier: MIT
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: binding=False, embedsignature=False
+"""The C core behind a thin Cython face: programs, sessions, sampling, tokenizer, CPU dispatch.
+
+Everything here checks its arguments, holds the buffers it was given, and releases the GIL once
+per call; the work is done in C.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+import os
+
+from bitnet_edge import errors
+
+
+cdef extern from "status.h":
+    ctypedef int be_status
+    be_status BE_OK
+    const char *be_status_text(be_status status)
+
+
+cdef extern from "kernels.h":
+    ctypedef int be_isa
+    int BE_ISA_COUNT
+    int BE_KERNEL_COUNT
+
+    ctypedef struct be_kernels:
+        be_isa *isa
+
+    uint32_t be_cpu_detect() nogil
+    const char *be_isa_name(be_isa isa)
+    const char *be_isa_requirement(be_isa isa)
+    const char *be_kernel_name(int kernel)
+
+
+cdef extern from "bitnet_edge.h":
+    int BE_MAX_PORTS
+
+    ctypedef struct be_port:
+        uint32_t dtype
+        uint32_t width
+
+    ctypedef struct be_program_header:
+        uint32_t version
+        uint32_t instruction_count
+        uint32_t max_tokens
+        uint32_t max_positions
+        uint32_t input_count
+        uint32_t output_count
+        uint64_t arena_bytes
+        uint64_t state_bytes
+
+    ctypedef struct be_error:
+        const char *what
+        int32_t instruction
+        int32_t operand
+        uint64_t expected
+        uint64_t found
+
+    ctypedef struct be_program:
+        pass
+
+    ctypedef struct be_session:
+        pass
+
+    be_status be_program_open(be_program **out, const uint8_t *section, size_t section_size,
+                              const uint8_t *weights, size_t weights_size, be_error *error) nogil
+    void be_program_close(be_program *program) nogil
+    const be_program_header *be_program_info(const be_program *program) nogil
+    const be_port *be_program_port(const be_program *program, uint32_t index) nogil
+    size_t be_program_bytes(const be_program *program) nogil
+    uint32_t be_program_phase_count(const be_program *program) nogil
+
+    be_status be_session_create(be_session **out, const be_program *program,
+                                uint32_t threads) nogil
+    void be_session_destroy(be_session *session) nogil
+    size_t be_session_bytes(const be_session *session) nogil
+    uint32_t be_session_position(const be_session *session) nogil
+    be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
+                             uint32_t output_rows, const void *const *inputs,
+                             void *const *outputs, be_error *error) nogil
+    be_status be_engine_init(const char *name)
+    const be_kernels *be_engine_kernels()
+
+
+cdef extern from "thread_pool.h":
+    int BE_MAX_THREADS
+    unsigned be_pool_workers() nogil
+    unsigned be_cpu_available() nogil
+
+
+cdef extern from "sampler.h":
+    ctypedef struct be_sampling:
+        float temperature
+        uint32_t top_k
+        float top_p
+        float min_p
+        float repetition_penalty
+
+    ctypedef struct be_sampler:
+        pass
+
+    be_status be_sampler_create(be_sampler **out, uint32_t vocab_size, uint64_t seed) nogil
+    void be_sampler_destroy(be_sampler *sampler) nogil
+    size_t be_sampler_bytes(const be_sampler *sampler) nogil
+    be_status be_sampler_next(be_sampler *sampler, const be_sampling *parameters,
+                              const float *logits, const int32_t *recent, size_t n_recent,
+                              int32_t *token) nogil
+
+
+cdef extern from *:
+    """
+    #include "bitnet_edge.h"
+
+    /* The .def tables as data, so that Python and C cannot disagree about them. */
+    static const char *be_status_python_error(be_status status) {
+      switch (status) {
+    #define BE_STATUS(name, value, python_error, text) case name: return #python_error;
+    #include "status.def"
+    #undef BE_STATUS
+      }
+      return "BitnetEdgeError";
+    }
+
+    typedef struct be_op_row {
+      const char *name;
+      int opcode;
+      const char *dims, *scalars, *operands;
+    } be_op_row;
+
+    static const be_op_row be_op_rows[] = {
+    #define BE_OP(name, opcode, dims, scalars, operands) {#name, opcode, dims, scalars, operands},
+    #include "op_table.def"
+    #undef BE_OP
+        {0, 0, 0, 0, 0}};
+    """
+    const char *be_status_python_error(be_status status)
+
+    ctypedef struct be_op_row:
+        const char *name
+        int opcode
+        const char *dims
+        const char *scalars
+        const char *operands
+
+    const be_op_row *be_op_rows
+
+
+cdef object error_class(be_status status):
+    name = be_status_python_error(status).decode()
+    return getattr(errors, name, None) or {
+        "MemoryError": MemoryError, "RuntimeError": RuntimeError
+    }.get(name, errors.BitnetEdgeError)
+
+
+cdef int raise_status(be_status status, str context) except -1:
+    """Raise the Python error of a status, unless it is BE_OK."""
+    if status == BE_OK:
+        return 0
+    raise error_class(status)(f"[engine] {be_status_text(status).decode()}: {context}")
+
+
+cdef int raise_error(be_status status, const be_error *error) except -1:
+    """Raise the Python error of a status with the details the engine gave."""
+    if status == BE_OK:
+        return 0
+    cdef str where = ""
+    if error.instruction >= 0:
+        where += f" (instruction {error.instruction}"
+        where += f", operand {error.operand})" if error.operand >= 0 else ")"
+    text = (f"[engine] {be_status_text(status).decode()}: {error.what.decode()}{where}: "
+            f"expected {error.expected}, got {error.found}")
+    cls = error_class(status)
+    if cls is errors.InvalidProgram:
+        raise errors.InvalidProgram(text, error.instruction)
+    raise cls(text)
+
+
+cdef class Program:
+    """A verified program over the weights section of a mapped file.
+
+    Parameters
+    ----------
+    section : buffer
+        The program section; copied.
+    weights : buffer
+        The weights section, 64-byte aligned; held (and its file mapped) as long as this object.
+
+    Raises
+    ------
+    InvalidProgram, Truncated, UnsupportedVersion
+        As `be_program_open` says.
+    """
+
+    cdef be_program *program
+    cdef Py_buffer weights
+
+    def __cinit__(self, section, weights):
+        cdef Py_buffer view
+        cdef be_status status
+        cdef be_error error
+        error.what = b""
+        PyObject_GetBuffer(weights, &self.weights, PyBUF_SIMPLE)
+        PyObject_GetBuffer(section, &view, PyBUF_SIMPLE)
+        with nogil:
+            status = be_program_open(&self.program, <const uint8_t *>view.buf, view.len,
+                                     <const uint8_t *>self.weights.buf, self.weights.len, &error)
+        PyBuffer_Release(&view)
+        raise_error(status, &error)
+
+    def __dealloc__(self):
+        be_program_close(self.program)
+        PyBuffer_Release(&self.weights)
+
+    @property
+    def arena_bytes(self):
+        return be_program_info(self.program).arena_bytes
+
+    @property
+    def state_bytes(self):
+        return be_program_info(self.program).state_bytes
+
+    @property
+    def max_tokens(self):
+        return be_program_info(self.program).max_tokens
+
+    @property
+    def max_positions(self):
+        return be_program_info(self.program).max_positions
+
+    @property
+    def instruction_count(self):
+        return be_program_info(self.program).instruction_count
+
+    @property
+    def phase_count(self):
+        return be_program_phase_count(self.program)
+
+    @property
+    def private_bytes(self):
+        return be_program_bytes(self.program)
+
+    @property
+    def inputs(self):
+        """(dtype code, width) of each input."""
+        return [self._port(i) for i in range(be_program_info(self.program).input_count)]
+
+    @property
+    def outputs(self):
+        """(dtype code, width) of each output."""
+        first = be_program_info(self.program).input_count
+        return [self._port(first + i) for i in range(be_program_info(self.program).output_count)]
+
+    cdef tuple _port(self, uint32_t index):
+        cdef const be_port *port = be_program_port(self.program, index)
+        return (port.dtype, port.width)
+
+
+cdef uint64_t row_bytes(const be_port *port):
+    return <uint64_t>port.width * (2 if port.dtype in (1, 2) else 4)
+
+
+cdef class Session:
+    """Arena and KV cache of one caller.
+
+    Parameters
+    ----------
+    program : Program
+    threads : int
+        Participants per run, 1 .. 64.
+    """
+
+    cdef be_session *session
+    cdef readonly Program program
+    cdef float *logits_row  # one row of the first output, for step() and sample()
+    cdef uint32_t logits_width
+
+    def __cinit__(self, Program program not None, uint32_t threads=1):
+        self.program = program
+        raise_status(be_session_create(&self.session, program.program, threads),
+                     f"{threads} threads, {program.arena_bytes} + {program.state_bytes} bytes")
+        cdef const be_program_header *header = be_program_info(program.program)
+        cdef const be_port *port = be_program_port(program.program, header.input_count)
+        self.logits_width = port.width
+        self.logits_row = <float *>calloc(port.width, sizeof(float))
+        if self.logits_row == NULL:
+            raise MemoryError(f"[engine] {port.width} logits")
+
+    def __dealloc__(self):
+        be_session_destroy(self.session)
+        free(self.logits_row)
+
+    @property
+    def position(self):
+        """Rows valid in the KV cache."""
+        return be_session_position(self.session)
+
+    @property
+    def private_bytes(self):
+        """Bytes beyond arena and state."""
+        return be_session_bytes(self.session) + self.logits_width * sizeof(float)
+
+    def run(self, inputs, outputs, uint32_t n_tokens, uint32_t position=0, output_rows=None):
+        """One forward pass.
+
+        Parameters
+        ----------
+        inputs, outputs : sequence of buffers
+            C-contiguous; input ``i`` holds ``n_tokens`` rows, output ``i`` (writable) has room for
+            ``output_rows`` rows of the port's width.
+        n_tokens, position : int
+        output_rows : int, optional
+            Trailing rows whose outputs are computed; all by default, 0 skips the tail.
+
+        Raises
+        ------
+        ArgumentError
+            Buffers too small or of the wrong number, or what `be_session_run` refuses.
+        """
+        cdef const be_program_header *header = be_program_info(self.program.program)
+        cdef uint32_t rows = n_tokens if output_rows is None else output_rows
+        cdef const void *in_pointers[16]
+        cdef void *out_pointers[16]
+        cdef Py_buffer views[16]
+        cdef uint32_t held = 0
+        cdef uint32_t i
+        cdef be_status status
+        cdef be_error error
+        cdef bint writable
+        cdef uint64_t needed
+        error.what = b""
+        if len(inputs) != header.input_count or len(outputs) != header.output_count:
+            raise errors.ArgumentError(
+                f"[engine] expected {header.input_count} inputs and {header.output_count} outputs, "
+                f"got {len(inputs)} and {len(outputs)}")
+        try:
+            for i in range(header.input_count + header.output_count):
+                writable = i >= header.input_count
+                item = outputs[i - header.input_count] if writable else inputs[i]
+                if not PyObject_CheckBuffer(item):
+                    raise errors.ArgumentError(f"[engine] port {i} needs a buffer, got "
+                                               f"{type(item).__name__}")
+                PyObject_GetBuffer(item, &views[i], PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+                held += 1
+                needed = row_bytes(be_program_port(self.program.program, i))
+                needed *= rows if writable else n_tokens
+                if <uint64_t>views[i].len < needed:
+                    raise errors.ArgumentError(
+                        f"[engine] port {i} expected {needed} bytes, got {views[i].len}")
+                if writable:
+                    out_pointers[i - header.input_count] = views[i].buf
+                else:
+                    in_pointers[i] = views[i].buf
+            with nogil:
+                status = be_session_run(self.session, n_tokens, position, rows, in_pointers,
+                                        out_pointers, &error)
+        finally:
+            for i in range(held):
+                PyBuffer_Release(&views[i])
+        raise_error(status, &error)
+
+    def step(self, int32_t token, uint32_t position):
+        """Run one token through a token model; its logits stay in `logits`.
+
+        Raises
+        ------
+        ArgumentError
+            For an id outside the vocabulary or a full context.
+        """
+        cdef const void *inputs[1]
+        cdef void *outputs[1]
+        cdef be_status status
+        cdef be_error error
+        error.what = b""
+        self._require_token_model()
+        inputs[0] = &token
+        outputs[0] = self.logits_row
+        with nogil:
+            status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
+        raise_error(status, &error)
+
+    def prefill(self, ids, uint32_t position, bint last=True):
+        """Run one chunk of token ids (int32 buffer); the logits of its last row stay in `logits`
+        when it is the last chunk, otherwise the head is not computed at all."""
+        cdef const void *inputs[1]
+        cdef void *outputs[1]
+        cdef Py_buffer view
+        cdef be_status status
+        cdef be_error error
+        error.what = b""
+        self._require_token_model()
+        PyObject_GetBuffer(ids, &view, PyBUF_SIMPLE)
+        inputs[0] = view.buf
+        outputs[0] = self.logits_row
+        with nogil:
+            status = be_session_run(self.session, <uint32_t>(view.len // 4), position, last,
+                                    inputs, outputs, &error)
+        PyBuffer_Release(&view)
+        raise_error(status, &error)
+
+    cdef int _require_token_model(self) except -1:
+        cdef const be_program_header *header = be_program_info(self.program.program)
+        cdef const be_port *port = be_program_port(self.program.program, 0)
+        if (header.input_count != 1 or header.output_count != 1 or port.dtype != 3
+                or port.width != 1):
+            raise errors.ArgumentError("[engine] this model does not take token ids")
+        return 0
+
+    @property
+    def logits(self):
+        """The logits of the last `step` or `prefill`: a read-only float32 view, valid until the
+        next one."""
+        return memoryview(_LogitsView(self))
+
+    def sample(self, Sampler sampler not None, recent=None):
+        """Pick the next token from `logits`; ``recent`` is an int32 buffer of ids to penalise."""
+        cdef Py_buffer view
+        cdef int32_t token = 0
+        cdef be_status status
+        if sampler.vocab_size != self.logits_width:
+            raise errors.ArgumentError(f"[engine] sampler for {sampler.vocab_size} tokens, model "
+                                       f"has {self.logits_width}")
+        if recent is None:
+            with nogil:
+                status = be_sampler_next(sampler.sampler, &sampler.parameters, self.logits_row,
+                                         NULL, 0, &token)
+        else:
+            PyObject_GetBuffer(recent, &view, PyBUF_SIMPLE)
+            with nogil:
+                status = be_sampler_next(sampler.sampler, &sampler.parameters, self.logits_row,
+                                         <const int32_t *>view.buf, view.len // 4, &token)
+            PyBuffer_Release(&view)
+        raise_status(status, "no finite logit to choose from")
+        return token
+
+
+cdef class _LogitsView:
+    """Exports a session's logits row through the buffer protocol and keeps the session alive."""
+
+    cdef Session owner
+    cdef Py_ssize_t shape[1]
+    cdef Py_ssize_t strides[1]
+
+    def __cinit__(self, Session owner):
+        self.owner = owner
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("logits are read-only")
+        self.shape[0] = self.owner.logits_width
+        self.strides[0] = sizeof(float)
+        buffer.buf = self.owner.logits_row
+        buffer.format = b"f"
+        buffer.internal = NULL
+        buffer.itemsize = sizeof(float)
+        buffer.len = self.owner.logits_width * sizeof(float)
+        buffer.ndim = 1
+        buffer.obj = self
+        buffer.readonly = 1
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+
+
+cdef class Sampler:
+    """Seeded sampling over one vocabulary (see ``sampler.h`` for the order of the filters)."""
+
+    cdef be_sampler *sampler
+    cdef be_sampling parameters
+    cdef readonly uint32_t vocab_size
+
+    def __cinit__(self, uint32_t vocab_size, uint64_t seed=0, float temperature=0.0,
+                  uint32_t top_k=0, float top_p=1.0, float min_p=0.0,
+                  float repetition_penalty=1.0):
+        self.vocab_size = vocab_size
+        self.parameters = be_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        raise_status(be_sampler_create(&self.sampler, vocab_size, seed), f"{vocab_size} tokens")
+
+    def __dealloc__(self):
+        be_sampler_destroy(self.sampler)
+
+    @property
+    def private_bytes(self):
+        return be_sampler_bytes(self.sampler)
+
+
+include "tokenizer.pxi"
+
+
+def op_table():
+    """Return the instruction set: name -> (opcode, dims, scalars, operands), names as tuples."""
+    table = {}
+    cdef const be_op_row *row = be_op_rows
+    while row.name != NULL:
+        table[row.name.decode()] = (
+            row.opcode,
+            tuple(row.dims.decode().split()),
+            tuple(row.scalars.decode().split()),
+            tuple(row.operands.decode().split()),
+        )
+        row += 1
+    return table
+
+
+def cpu_isas():
+    """Return the instruction sets of this CPU that have kernels, as name -> requirement."""
+    cdef uint32_t mask = be_cpu_detect()
+    return {be_isa_name(i).decode(): be_isa_requirement(i).decode()
+            for i in range(BE_ISA_COUNT) if mask >> i & 1}
+
+
+def kernel_isas():
+    """Return which instruction set serves each kernel, as kernel -> ISA name."""
+    cdef const be_kernels *kernels = be_engine_kernels()
+    return {be_kernel_name(i).decode(): be_isa_name(kernels.isa[i]).decode()
+            for i in range(BE_KERNEL_COUNT)}
+
+
+def set_cpu(name=None):
+    """Cap the instruction set (``None``: all of this CPU's). Not while a session is running.
+
+    Raises
+    ------
+    DeviceUnsupported
+        For an unknown name, or one this CPU lacks.
+    """
+    raw = None if name is None else name.encode()
+    cdef const char *text = NULL
+    if raw is not None:
+        text = raw
+    raise_status(be_engine_init(text), f"BITNET_EDGE_CPU={name}, this CPU has "
+                 f"{', '.join(cpu_isas())}")
+
+
+def cpu_available():
+    """CPUs this process may use, by affinity and cgroup quota."""
+    return be_cpu_available()
+
+
+def pool_workers():
+    """Worker threads in existence."""
+    return be_pool_workers()
+
+
+set_cpu(os.environ.get("BITNET_EDGE_CPU") or None)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""A document is true or it is deleted: every command and code block runs, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Commands that set an environment up or run this very suite; .ci/run executes them.
+ELSEWHERE = (
+    "python3 -m venv .venv",
+    ".venv/bin/pip install",
+    ".venv/bin/python -m pytest",
+    "PATH=$PWD/.venv/bin:$PATH pre-commit",
+)
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    return BLOCK.findall((ROOT / document).read_text())
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that looks like the repository's root to a reader of the README."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "bitnet_edge").mkdir()
+    (folder / "bitnet_edge" / "models").symlink_to(ROOT / "bitnet_edge" / "models")
+    return folder
+
+
+def run(language: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-W", "error", "-"]
+    return subprocess.run(
+        command,
+        input=None if language == "sh" else code,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_block_of_the_readme_runs(workplace):
+    ran = 0
+    for language, code in blocks("README.md"):
+        assert language in ("sh", "python"), f"cannot run a {language or 'plain'} block"
+        if language == "sh" and code.startswith(ELSEWHERE):
+            continue
+        result = run(language, code, workplace)
+        assert result.returncode == 0, f"{code}\n{result.stderr}"
+        ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_set_up_commands_are_those_ci_runs(document):
+    for language, code in blocks(document):
+        if language == "sh" and code.startswith(ELSEWHERE):
+            for line in code.splitlines():
+                assert line.startswith(ELSEWHERE), line
+
+
+def test_links_lead_somewhere():
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_paths_named_in_contributing_exist():
+    for path in re.findall(r"`((?:\w+/)+)`", (ROOT / "CONTRIBUTING.md").read_text()):
+        candidates = [ROOT / path, *(parent / path for parent in ROOT.iterdir() if parent.is_dir())]
+        assert any(candidate.exists() for candidate in candidates), path

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import bitnet_edge
+from bitnet_edge.errors import ArgumentError, BudgetExceeded, FormatError
+from bitnet_edge.memory import parse_bytes, private_bytes
+from tests.conftest import PROMPT
+from tests.graphs import decoder, mlp
+
+
+def test_model_describes_itself(model):
+    assert model.name
+    assert model.context == 512
+    assert model.vocab_size == 2048
+    assert model.has_tokenizer
+
+
+def test_logits_of_text(model):
+    ids = model.tokenizer.encode(PROMPT)
+    logits = model.logits(ids)
+    assert isinstance(logits, np.ndarray)
+    assert logits.shape == (len(ids), 2048)
+    assert logits.dtype == np.float32
+
+
+def test_logits_without_numpy(bte):
+    script = (
+        f"import bitnet_edge; m = bitnet_edge.load({str(bte)!r}); l = m.logits([0, 5, 7])\n"
+        "print(type(l).__name__, l.shape, l.format, l[2, 100] == l.tolist()[2][100])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["memoryview", "(3,", "2048)", "f", "True"]
+
+
+@pytest.mark.parametrize("ids", [[], [0] * 513])
+def test_logits_need_a_sequence_that_fits(ids, model):
+    with pytest.raises(ArgumentError, match="expected 1 .. 512 tokens"):
+        model.logits(ids)
+
+
+@pytest.mark.parametrize("ids", [["a"], [2**31], [1.5], None])
+def test_ids_must_be_integers(ids, model):
+    with pytest.raises(ArgumentError, match="32-bit integers"):
+        model.logits(ids)
+
+
+def test_ids_must_be_in_the_vocabulary(model):
+    with pytest.raises(ArgumentError, match="token id.*expected 2048, got 2048"):
+        model.logits([0, 2048])
+
+
+def test_numpy_ids_are_welcome(model):
+    expected = model.logits([0, 1, 2])
+    assert (model.logits(np.array([0, 1, 2])) == expected).all()
+
+
+def test_threads_are_checked(bte):
+    for threads in (0, 65):
+        with pytest.raises(ArgumentError, match="expected threads 1 .. 64"):
+            bitnet_edge.load(bte, threads=threads)
+    assert bitnet_edge.load(bte, threads=2).threads == 2
+
+
+def test_a_budget_below_the_plan_is_refused(bte):
+    with pytest.raises(BudgetExceeded, match="over the budget of 2097152") as caught:
+        bitnet_edge.load(bte, memory_budget="2MB")
+    assert caught.value.needed > caught.value.allowed == 2 << 20
+    assert bitnet_edge.load(bte, memory_budget=caught.value.needed)
+
+
+def test_a_file_without_tokenizer(tmp_path):
+    path = tmp_path / "m.bte"
+    bitnet_edge.export(decoder(), out=path)
+    model = bitnet_edge.load(path)
+    assert not model.has_tokenizer
+    with pytest.raises(FormatError, match="holds no tokenizer"):
+        model.generate("text")
+    generation = model.generate([1, 2, 3], max_tokens=5)
+    assert generation.text() == ""
+    assert len(generation.token_ids) == 5
+
+
+def test_rows_models_load(tmp_path):
+    bitnet_edge.export(mlp(), out=tmp_path / "m.bte")
+    model = bitnet_edge.load(tmp_path / "m.bte")
+    assert model.session.program.inputs == [(0, 20)]
+
+
+def test_close_and_context_manager(bte):
+    with bitnet_edge.load(bte) as model:
+        generation = model.generate(PROMPT)
+        next(generation)
+    with pytest.raises(ArgumentError, match="the model is closed"):
+        next(generation)
+    with pytest.raises(ArgumentError, match="the model is closed"):
+        model.logits([0])
+
+
+def test_a_second_generation_takes_over(model):
+    first = model.generate(PROMPT)
+    next(first)
+    second = model.generate("KING")
+    next(second)
+    with pytest.raises(ArgumentError, match="another generation has begun"):
+        next(first)
+    assert next(second)
+
+
+def test_models_in_threads_do_not_disturb_each_other(bte):
+    expected = bitnet_edge.load(bte).generate(PROMPT, max_tokens=40).text()
+    results: list[str] = []
+
+    def work() -> None:
+        model = bitnet_edge.load(bte, threads=2)
+        results.append(model.generate(PROMPT, max_tokens=40).text())
+
+    workers = [threading.Thread(target=work) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [expected] * 6
+
+
+def test_memory_report(model):
+    report = model.memory_report()
+    assert report.allocated["arena"] == report.planned["arena"]
+    assert report.allocated["kv_cache"] == report.planned["kv_cache"]
+    assert report.allocated["fixed"] <= report.planned["fixed"]
+    assert report.budget == 50 << 20
+    assert report.process_private > 1 << 20
+    assert report.to_json()["weights_bytes"] == report.weights
+
+
+def test_private_memory_of_a_whole_process_stays_under_12_mb(bte):
+    """Opening and generating 128 tokens: the figure of the README."""
+    script = (
+        "import bitnet_edge\n"
+        "from bitnet_edge.memory import private_bytes\n"
+        f"m = bitnet_edge.load({str(bte)!r})\n"
+        f"m.generate({PROMPT!r}, max_tokens=128, ignore_eos=True).text()\n"
+        "print(private_bytes(), m.memory_report().planned)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    measured = int(result.stdout.split()[0])
+    assert 1 << 20 < measured < 12 << 20
+    planned = eval(result.stdout.split(maxsplit=1)[1])
+    assert measured <= sum(planned.values()), "the plan must not be optimistic"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1, 1), ("1", 1), ("48MB", 48 << 20), ("1.5 kb", 1536), (" 2 GB ", 2 << 30), ("7b", 7)],
+)
+def test_parse_bytes(value, expected):
+    assert parse_bytes(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, "", "MB", "3 apples", "1TB", "0.1b", True, 1e300, "1e999"]
+)
+def test_parse_bytes_refuses(value):
+    with pytest.raises(ArgumentError, match="expected a size such as"):
+        parse_bytes(value)
+
+
+def test_private_bytes_is_unmeasured_elsewhere(monkeypatch):
+    assert private_bytes() > 0
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert private_bytes() == 0
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'imaginary'"):
+        _ = bitnet_edge.imaginary
+    assert set(dir(bitnet_edge)) == {"Model", "__version__", "export", "load", "plan"}

@@ -191,7 +191,7 @@ def _read_tokenizer(document: Json) -> _Parts:
     parts = _Parts()
     parts.nfc = _read_normalizer(document.get("normalizer"))
     _read_model(document.get("model"), parts)
-    _read_added_tokens(document.get("added_tokens"), parts)
+    _read_added_tokens(document.get("added_tokens", []), parts)
     _read_pretokenizer(document.get("pre_tokenizer"), parts)
     _read_post_processor(document.get("post_processor"), parts)
     _read_decoder(document.get("decoder"))
@@ -275,7 +275,7 @@ def _read_added_tokens(value: object, parts: _Parts) -> None:
     next_id = len(parts.vocab)  # what the library assigns, whatever the file says
     holders = {number: token for token, number in parts.vocab.items()}
     seen: set[str] = set()
-    for index, entry in enumerate(_list([] if value is None else value, "added_tokens")):
+    for index, entry in enumerate(_list(value, "added_tokens")):
         component = f"added_tokens[{index}]"
         token = _read(
             entry,
@@ -294,8 +294,10 @@ def _read_added_tokens(value: object, parts: _Parts) -> None:
             raise _refuse(component, f"{_shown(content)} is empty, too long or given twice")
         seen.add(content)
         if content not in parts.vocab:
-            if next_id != stated or next_id in holders:
+            if next_id != stated:
                 raise _refuse(f"{component}.id", f"expected {next_id}, got {stated}")
+            if next_id in holders:
+                raise _refuse(f"{component}.id", f"{stated} is {_shown(holders[next_id])} already")
             holders[next_id] = content
             parts.ids[content] = next_id
             next_id += 1

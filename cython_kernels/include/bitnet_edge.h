@@ -28,7 +28,15 @@ enum {
   BE_MAX_OPERANDS = 8
 };
 
-typedef enum be_dtype { BE_F32 = 0, BE_F16 = 1, BE_BF16 = 2, BE_I32 = 3, BE_DTYPE_COUNT } be_dtype;
+typedef enum be_dtype {
+  BE_F32 = 0,
+  BE_F16 = 1,
+  BE_BF16 = 2,
+  BE_I32 = 3,
+  BE_PORT_DTYPE_COUNT, // inputs and outputs are of the types above
+  BE_I8 = 4,           // codes with scales, of KV caches only: engine/kv_cache.h
+  BE_I4 = 5
+} be_dtype;
 
 typedef enum be_region {
   BE_REGION_NONE = 0, // operand absent
@@ -100,6 +108,8 @@ void be_program_close(be_program *program);
 const be_program_header *be_program_info(const be_program *program);
 // Port i: inputs first, then outputs. NULL beyond the last.
 const be_port *be_program_port(const be_program *program, uint32_t index);
+// Instruction `index`, as verified. NULL beyond the last.
+const be_instruction *be_program_instruction(const be_program *program, uint32_t index);
 size_t be_program_bytes(const be_program *program);         // private memory it holds
 uint32_t be_program_phase_count(const be_program *program); // barriers of one run
 
@@ -109,12 +119,22 @@ void be_session_destroy(be_session *session);
 size_t be_session_bytes(const be_session *session);      // beyond arena and state
 uint32_t be_session_position(const be_session *session); // rows valid in the KV cache
 
+// Bytes of one cache tensor (keys or values of one layer) in the state; dtype is BE_F32, BE_F16,
+// BE_I8 or BE_I4. Planner, verifier and engine all ask here or what this is made of.
+uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
+                           uint32_t positions);
+
 // One forward pass of n_tokens rows at `position` (<= rows valid so far; smaller rewinds).
 // inputs[i] has n_tokens rows, outputs[i] has output_rows rows (0 skips the tail entirely).
 // One caller at a time per session.
 be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                          uint32_t output_rows, const void *const *inputs, void *const *outputs,
                          be_error *error);
+
+// Records the times of the session's runs from now on (profile.h); NULL stops it. The profile must
+// outlive its use and have room for the session's threads.
+struct be_profile;
+be_status be_session_profile(be_session *session, struct be_profile *profile);
 
 // Sets the dispatch table for the whole process from the CPU's sets and the cap `name` (NULL: no
 // cap). Called once before the first run; later calls are for tests, with no run in progress.

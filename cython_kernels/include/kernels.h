@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "head_layout.h"
 #include "status.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -28,9 +29,10 @@
 enum {
   BE_MAX_HEAD_DIM = 512,
   BE_MAX_HEADS_PER_KV = 64,
-  BE_PANEL_ROWS = 16, // rows of a P16 panel
-  BE_BLOCK_K = 16,    // columns of a P16 block
-  BE_BLOCK_BYTES = 64 // 16 rows x 16 columns x 2 bits
+  BE_PANEL_ROWS = 16,  // rows of a P16 panel
+  BE_BLOCK_K = 16,     // columns of a P16 block
+  BE_BLOCK_BYTES = 64, // 16 rows x 16 columns x 2 bits
+  BE_KV_GROUP = 32     // elements that share a scale in an int4 KV cache
 };
 
 typedef enum be_isa {

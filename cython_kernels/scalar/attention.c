@@ -17,10 +17,7 @@
 #include <math.h>
 
 #include "kernels.h"
-#include "scalar/exp.h"
-#include "scalar/lanes.h"
-
-enum { BLOCK_KEYS = 64 };
+#include "scalar/online_softmax.h"
 
 // One row of the cache as float32: the row itself, or `wide` after conversion.
 typedef const float *read_row(const void *cache, size_t row, size_t head_dim, float *wide);
@@ -37,36 +34,26 @@ static const float *read_row_f16(const void *cache, size_t row, size_t head_dim,
 
 static void attend_head(float *out, const float *q, const void *k, const void *v, read_row *row,
                         size_t n_keys, size_t head_dim, float scale) {
-  float m = -INFINITY, wide[BE_MAX_HEAD_DIM];
-  be_lanes l = {{0}};
+  be_softmax state = {.max = -INFINITY};
+  float wide[BE_MAX_HEAD_DIM];
   for (size_t d = 0; d < head_dim; d++)
     out[d] = 0.0f;
-  for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
-    size_t n = n_keys - j0 < BLOCK_KEYS ? n_keys - j0 : BLOCK_KEYS;
-    float s[BLOCK_KEYS], b = m;
+  for (size_t j0 = 0; j0 < n_keys; j0 += BE_BLOCK_KEYS) {
+    size_t n = n_keys - j0 < BE_BLOCK_KEYS ? n_keys - j0 : BE_BLOCK_KEYS;
+    float s[BE_BLOCK_KEYS];
     for (size_t j = 0; j < n; j++) {
       be_lanes dot = {{0}};
       be_lanes_add_products(&dot, q, row(k, j0 + j, head_dim, wide), head_dim);
       s[j] = be_lanes_sum(&dot) * scale;
-      b = s[j] > b ? s[j] : b;
     }
-    if (b > m) {
-      float c = be_exp(m - b);
-      for (size_t i = 0; i < BE_LANES; i++)
-        l.lane[i] *= c;
-      for (size_t d = 0; d < head_dim; d++)
-        out[d] *= c;
-      m = b;
-    }
+    be_softmax_step(&state, s, n, out, head_dim);
     for (size_t j = 0; j < n; j++) {
-      float p = be_exp(s[j] - m);
       const float *value = row(v, j0 + j, head_dim, wide);
-      l.lane[j % BE_LANES] += p;
       for (size_t d = 0; d < head_dim; d++)
-        out[d] += p * value[d];
+        out[d] += s[j] * value[d];
     }
   }
-  float inverse = 1.0f / be_lanes_sum(&l);
+  float inverse = 1.0f / be_lanes_sum(&state.sum);
   for (size_t d = 0; d < head_dim; d++)
     out[d] *= inverse;
 }

@@ -1,35 +1,113 @@
 // SPDX-License-Identifier: MIT
 // One-pass causal attention, see scalar/attention.c for the order of operations.
 //
-// Heads are the inner loop and blocks of keys the outer one: a block's 64 rows of keys and values
-// come from memory once and stay in the first-level cache for all heads that share them. `out`
-// itself holds the running weighted sum between blocks.
-#include "x86/dot_avx2.h"
+// Blocks of keys are the outer loop, heads the inner one, in tiles of 2 or 1: a tile shares the
+// loads (and conversions) of a row of keys or values. `out` itself holds the running weighted sum
+// between blocks.
+//
+//   scores: heads x keys sums of two registers (16 lanes)      2x2, 1x4
+//   values: heads x registers of 8 consecutive d               2x4, 1x8
+//
+// Arrays of sums have constant indices after unrolling: they are registers.
+#include <stdbool.h>
 
-enum { BLOCK_KEYS = 64 };
+#include "x86/avx2.h"
+
+enum { BLOCK_KEYS = 64, MAX_TILE = 2 };
 
 typedef struct head_state {
   float max;
   float sum[BE_LANES];
 } head_state;
 
-// s[j] = dot(q, k_j) * scale for j < n, -inf up to the next multiple of 16.
-BE_AVX2_INLINE void scores(float *s, const float *q, const void *k, size_t n, size_t head_dim,
-                           float scale, be_float_format format) {
-  size_t j = 0;
-  for (; j + 4 <= n; j += 4) {
-    __m128 dots = be_dot_of_4(be_row_at(k, j, head_dim, format), head_dim, q, format);
-    _mm_store_ps(s + j, _mm_mul_ps(dots, _mm_set1_ps(scale)));
-  }
-  for (; j < n; j++)
-    s[j] = be_dot(be_row_at(k, j, head_dim, format), head_dim, q, format) * scale;
-  for (; j % BE_LANES != 0; j++)
-    s[j] = -INFINITY;
+// Everything that stays the same through one call.
+typedef struct problem {
+  const float *q;
+  float *out;
+  size_t head_dim;
+  float scale;
+  be_float_format format;
+} problem;
+
+BE_AVX2_INLINE const void *row_at(const problem *p, const void *cache, size_t row) {
+  return (const uint8_t *)cache + row * p->head_dim * be_float_bytes(p->format);
 }
 
-// Turns scores into weights and moves the head to the new maximum.
-BE_AVX2_INLINE void softmax_step(head_state *state, float *s, size_t n, float *out,
-                                 size_t head_dim) {
+// Asks for elements d .. d + n - 1 of the same row of the next block, once for all heads.
+// Worth 1.5x from DRAM.
+BE_AVX2_INLINE void prefetch_next(const problem *p, size_t head, const void *row, size_t d,
+                                  size_t n) {
+  if (head != 0)
+    return;
+  const char *next = (const char *)row_at(p, row, BLOCK_KEYS);
+  for (size_t i = 0; i < n * be_float_bytes(p->format); i += 64)
+    _mm_prefetch(next + d * be_float_bytes(p->format) + i, _MM_HINT_T1);
+}
+
+// 16 elements of a row of head_dim from d on; `ragged`, a constant: fewer, and zeros behind them.
+BE_AVX2_INLINE be_m256x2 load(const problem *p, const void *row, size_t d, const bool ragged,
+                              be_float_format format) {
+  return ragged ? be_load16_partial(row, d, p->head_dim - d, format) : be_load16(row, d, format);
+}
+
+BE_AVX2_INLINE void add_products(be_m256x2 *sums, const problem *p, size_t head, const int heads,
+                                 const void *k, const int keys, size_t d, const bool ragged) {
+  be_m256x2 q[MAX_TILE];
+  BE_UNROLL for (int h = 0; h < heads; h++) {
+    q[h] = load(p, p->q + (head + h) * p->head_dim, d, ragged, BE_FORMAT_F32);
+  }
+  BE_UNROLL for (int i = 0; i < keys; i++) {
+    const void *row = row_at(p, k, i);
+    prefetch_next(p, head, row, d, 16);
+    be_m256x2 key = load(p, row, d, ragged, p->format);
+    BE_UNROLL for (int h = 0; h < heads; h++) {
+      sums[h * keys + i] = be_add_products(sums[h * keys + i], q[h], key);
+    }
+  }
+}
+
+// s[h][j] = dot(q_h, k_j) * scale for `keys` (1, 2 or 4) consecutive keys and a tile of heads.
+BE_AVX2_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head, const int heads,
+                          const void *k, size_t j, const int keys) {
+  be_m256x2 sums[4];
+  const be_m256x2 zero = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  BE_UNROLL for (int i = 0; i < heads * keys; i++) { sums[i] = zero; }
+  const void *row = row_at(p, k, j);
+  size_t d = 0;
+  for (; d + 16 <= p->head_dim; d += 16)
+    add_products(sums, p, head, heads, row, keys, d, false);
+  if (d < p->head_dim)
+    add_products(sums, p, head, heads, row, keys, d, true);
+  if (heads * keys == 4) {
+    _Alignas(16) float dots[4];
+    __m128 trees = be_tree_of_4(sums[0], sums[1], sums[2], sums[3]);
+    _mm_store_ps(dots, _mm_mul_ps(trees, _mm_set1_ps(p->scale)));
+    for (int h = 0; h < heads; h++)
+      memcpy(s[h] + j, dots + h * keys, keys * sizeof *dots);
+  } else {
+    for (int i = 0; i < heads * keys; i++)
+      s[i / keys][j + i % keys] = be_tree(sums[i]) * p->scale;
+  }
+}
+
+// Scores of n keys, -inf up to the next multiple of 16.
+BE_AVX2_INLINE void score_block(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
+                                const int heads, const void *k, size_t n) {
+  const int keys = 4 / heads;
+  size_t j = 0;
+  for (; j + (size_t)keys <= n; j += (size_t)keys)
+    score(s, p, head, heads, k, j, keys);
+  for (; j < n; j++)
+    score(s, p, head, heads, k, j, 1);
+  for (; j % BE_LANES != 0; j++)
+    for (int h = 0; h < heads; h++)
+      s[h][j] = -INFINITY;
+}
+
+// Turns scores into weights and moves the head to the new maximum. Not inlined: the constants of
+// exp would take registers from the loops around it.
+BE_AVX2_NOINLINE void softmax_step(head_state *state, float *s, size_t n, float *out,
+                                   size_t head_dim) {
   __m256 m = _mm256_set1_ps(state->max);
   for (size_t j = 0; j < n; j += 8)
     m = _mm256_max_ps(_mm256_load_ps(s + j), m); // second operand where the score is a NaN
@@ -59,80 +137,101 @@ BE_AVX2_INLINE void softmax_step(head_state *state, float *s, size_t n, float *o
   _mm256_storeu_ps(state->sum + 8, high);
 }
 
-// out[d] += p_j * v_j[d], j in order, for 64 consecutive d: eight chains of additions.
-BE_AVX2_INLINE void weigh_64(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                             size_t d, be_float_format format) {
-  __m256 o0 = _mm256_loadu_ps(out + d), o1 = _mm256_loadu_ps(out + d + 8);
-  __m256 o2 = _mm256_loadu_ps(out + d + 16), o3 = _mm256_loadu_ps(out + d + 24);
-  __m256 o4 = _mm256_loadu_ps(out + d + 32), o5 = _mm256_loadu_ps(out + d + 40);
-  __m256 o6 = _mm256_loadu_ps(out + d + 48), o7 = _mm256_loadu_ps(out + d + 56);
-  for (size_t j = 0; j < n; j++) {
-    const void *row = be_row_at(v, j, head_dim, format);
-    __m256 w = _mm256_broadcast_ss(p + j);
-    o0 = _mm256_add_ps(o0, _mm256_mul_ps(w, be_load8(row, d, format)));
-    o1 = _mm256_add_ps(o1, _mm256_mul_ps(w, be_load8(row, d + 8, format)));
-    o2 = _mm256_add_ps(o2, _mm256_mul_ps(w, be_load8(row, d + 16, format)));
-    o3 = _mm256_add_ps(o3, _mm256_mul_ps(w, be_load8(row, d + 24, format)));
-    o4 = _mm256_add_ps(o4, _mm256_mul_ps(w, be_load8(row, d + 32, format)));
-    o5 = _mm256_add_ps(o5, _mm256_mul_ps(w, be_load8(row, d + 40, format)));
-    o6 = _mm256_add_ps(o6, _mm256_mul_ps(w, be_load8(row, d + 48, format)));
-    o7 = _mm256_add_ps(o7, _mm256_mul_ps(w, be_load8(row, d + 56, format)));
+// out[h][d] += p_hj * v_j[d], j in order, for `registers` times 8 consecutive d.
+BE_AVX2_INLINE void weigh(const problem *p, size_t head, const int heads,
+                          float (*weight)[BLOCK_KEYS], const void *v, size_t n, size_t d,
+                          const int registers) {
+  __m256 sums[8];
+  BE_UNROLL for (int i = 0; i < heads * registers; i++) {
+    sums[i] =
+        _mm256_loadu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8);
   }
-  _mm256_storeu_ps(out + d, o0);
-  _mm256_storeu_ps(out + d + 8, o1);
-  _mm256_storeu_ps(out + d + 16, o2);
-  _mm256_storeu_ps(out + d + 24, o3);
-  _mm256_storeu_ps(out + d + 32, o4);
-  _mm256_storeu_ps(out + d + 40, o5);
-  _mm256_storeu_ps(out + d + 48, o6);
-  _mm256_storeu_ps(out + d + 56, o7);
-}
-
-// The same for `count` <= 16 consecutive d.
-BE_AVX2_INLINE void weigh_16(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                             size_t d, size_t count, be_float_format format) {
-  be_m256x2 o = count == 16 ? be_load16(out, d, BE_FORMAT_F32)
-                            : be_load16_partial(out, d, count, BE_FORMAT_F32);
   for (size_t j = 0; j < n; j++) {
-    const void *row = be_row_at(v, j, head_dim, format);
-    __m256 w = _mm256_broadcast_ss(p + j);
-    be_m256x2 x =
-        count == 16 ? be_load16(row, d, format) : be_load16_partial(row, d, count, format);
-    o = be_add_products(o, (be_m256x2){w, w}, x);
+    const void *row = row_at(p, v, j);
+    prefetch_next(p, head, row, d, 8 * (size_t)registers);
+    BE_UNROLL for (int i = 0; i < registers; i++) {
+      __m256 value = be_load8(row, d + 8 * i, p->format);
+      BE_UNROLL for (int h = 0; h < heads; h++) {
+        __m256 product = _mm256_mul_ps(_mm256_broadcast_ss(&weight[h][j]), value);
+        sums[h * registers + i] = _mm256_add_ps(sums[h * registers + i], product);
+      }
+    }
   }
-  float sum[BE_LANES];
-  _mm256_storeu_ps(sum, o.low);
-  _mm256_storeu_ps(sum + 8, o.high);
-  memcpy(out + d, sum, count * sizeof *out);
+  BE_UNROLL for (int i = 0; i < heads * registers; i++) {
+    _mm256_storeu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8,
+                     sums[i]);
+  }
 }
 
-BE_AVX2_INLINE void weigh(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                          be_float_format format) {
-  size_t d = 0;
-  for (; d + 64 <= head_dim; d += 64)
-    weigh_64(out, p, v, n, head_dim, d, format);
-  for (; d + 16 <= head_dim; d += 16)
-    weigh_16(out, p, v, n, head_dim, d, 16, format);
-  if (d < head_dim)
-    weigh_16(out, p, v, n, head_dim, d, head_dim - d, format);
+// The last d, fewer than 8.
+BE_AVX2_INLINE void weigh_rest(const problem *p, size_t head, const float *weight, const void *v,
+                               size_t n, size_t d) {
+  size_t count = p->head_dim - d;
+  float *out = p->out + head * p->head_dim + d, sum[BE_LANES];
+  __m256 o = be_load16_partial(out, 0, count, BE_FORMAT_F32).low;
+  for (size_t j = 0; j < n; j++) {
+    __m256 value = be_load16_partial(row_at(p, v, j), d, count, p->format).low;
+    o = _mm256_add_ps(o, _mm256_mul_ps(_mm256_broadcast_ss(weight + j), value));
+  }
+  _mm256_storeu_ps(sum, o);
+  memcpy(out, sum, count * sizeof *out);
 }
 
-BE_AVX2_INLINE void attend(float *out, const float *q, const void *k, const void *v, size_t n_heads,
-                           size_t n_keys, size_t head_dim, float scale, be_float_format format) {
+BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const int heads,
+                                float (*weight)[BLOCK_KEYS], const void *v, size_t n) {
+  const int registers = 8 / heads;
+  size_t d = 0, step = 8 * (size_t)registers;
+  for (; d + step <= p->head_dim; d += step)
+    weigh(p, head, heads, weight, v, n, d, registers);
+  for (; d + 16 <= p->head_dim; d += 16)
+    weigh(p, head, heads, weight, v, n, d, 2);
+  for (; d + 8 <= p->head_dim; d += 8)
+    weigh(p, head, heads, weight, v, n, d, 1);
+  for (int h = 0; d < p->head_dim && h < heads; h++)
+    weigh_rest(p, head + h, weight[h], v, n, d);
+}
+
+// One tile of heads over one block of keys.
+BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, head_state *states, size_t head,
+                                const int heads, const void *k, const void *v, size_t n) {
+  p.format = format; // again, as a constant
+  _Alignas(32) float s[MAX_TILE][BLOCK_KEYS];
+  score_block(s, &p, head, heads, k, n);
+  for (int h = 0; h < heads; h++)
+    softmax_step(&states[head + h], s[h], n, p.out + (head + h) * p.head_dim, p.head_dim);
+  weigh_block(&p, head, heads, s, v, n);
+}
+
+// One function per tile and format: alone, each gets all registers.
+typedef void tile(const problem *p, head_state *states, size_t head, const void *k, const void *v,
+                  size_t n);
+#define DEFINE_TILE(heads, format)                                                                 \
+  BE_AVX2_NOINLINE void attend_##heads##_##format(                                                 \
+      const problem *p, head_state *states, size_t head, const void *k, const void *v, size_t n) { \
+    attend_tile(*p, BE_FORMAT_##format, states, head, heads, k, v, n);                             \
+  }
+DEFINE_TILE(2, F32)
+DEFINE_TILE(1, F32)
+DEFINE_TILE(2, F16)
+DEFINE_TILE(1, F16)
+
+// tiles[n]: the tile of n heads.
+BE_AVX2 static void attend(tile *const *tiles, float *out, const float *q, const void *k,
+                           const void *v, size_t n_heads, size_t n_keys, size_t head_dim,
+                           float scale, be_float_format format) {
+  const problem p = {q, out, head_dim, scale, format};
   head_state states[BE_MAX_HEADS_PER_KV];
   for (size_t h = 0; h < n_heads; h++)
     states[h] = (head_state){.max = -INFINITY};
   memset(out, 0, n_heads * head_dim * sizeof *out);
 
   for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
-    size_t n = n_keys - j0 < BLOCK_KEYS ? n_keys - j0 : BLOCK_KEYS;
-    for (size_t h = 0; h < n_heads; h++) {
-      _Alignas(32) float s[BLOCK_KEYS];
-      float *o = out + h * head_dim;
-      scores(s, q + h * head_dim, be_row_at(k, j0, head_dim, format), n, head_dim, scale, format);
-      softmax_step(&states[h], s, n, o, head_dim);
-      weigh(o, s, be_row_at(v, j0, head_dim, format), n, head_dim, format);
-    }
+    size_t n = n_keys - j0 < BLOCK_KEYS ? n_keys - j0 : BLOCK_KEYS, h = 0;
+    const void *keys = row_at(&p, k, j0), *values = row_at(&p, v, j0);
+    for (; h + 2 <= n_heads; h += 2)
+      tiles[2](&p, states, h, keys, values, n);
+    if (h < n_heads)
+      tiles[1](&p, states, h, keys, values, n);
   }
 
   for (size_t h = 0; h < n_heads; h++) {
@@ -144,10 +243,12 @@ BE_AVX2_INLINE void attend(float *out, const float *q, const void *k, const void
 
 BE_AVX2 void attention_f32_avx2(float *out, const float *q, const float *k, const float *v,
                                 size_t n_heads, size_t n_keys, size_t head_dim, float scale) {
-  attend(out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F32);
+  static tile *const tiles[] = {0, attend_1_F32, attend_2_F32};
+  attend(tiles, out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F32);
 }
 
 BE_AVX2 void attention_f16_avx2(float *out, const float *q, const uint16_t *k, const uint16_t *v,
                                 size_t n_heads, size_t n_keys, size_t head_dim, float scale) {
-  attend(out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F16);
+  static tile *const tiles[] = {0, attend_1_F16, attend_2_F16};
+  attend(tiles, out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F16);
 }

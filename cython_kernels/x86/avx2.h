@@ -17,6 +17,14 @@
 #define BE_AVX2_INLINE static inline __attribute__((target("avx2,f16c"), always_inline))
 #define BE_AVX2_NOINLINE static __attribute__((target("avx2,f16c"), noinline))
 
+// In front of a loop with constant bounds: all of it is unrolled, so that constant indices of
+// arrays become registers.
+#if defined(__clang__)
+#define BE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define BE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 // 16 lanes as in scalar/lanes.h: low holds lanes 0-7, high lanes 8-15.
 typedef struct be_m256x2 {
   __m256 low, high;
@@ -24,6 +32,10 @@ typedef struct be_m256x2 {
 
 // How elements are stored; always a compile-time constant, so that its tests vanish.
 typedef enum be_float_format { BE_FORMAT_F32, BE_FORMAT_F16, BE_FORMAT_BF16 } be_float_format;
+
+BE_AVX2_INLINE size_t be_float_bytes(be_float_format format) {
+  return format == BE_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t);
+}
 
 // Elements i .. i + 7 of `base` as float32.
 BE_AVX2_INLINE __m256 be_load8(const void *base, size_t i, be_float_format format) {
@@ -39,10 +51,12 @@ BE_AVX2_INLINE be_m256x2 be_load16(const void *base, size_t i, be_float_format f
   return (be_m256x2){be_load8(base, i, format), be_load8(base, i + 8, format)};
 }
 
-// Elements i .. i + n - 1, n < 16, and zeros behind them.
-BE_AVX2_INLINE be_m256x2 be_load16_partial(const void *base, size_t i, size_t n,
-                                           be_float_format format) {
-  size_t size = format == BE_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t);
+// Elements i .. i + n - 1, n < 16, and zeros behind them. Not inlined, lest its copying disturb
+// the loops that it follows.
+__attribute__((unused)) BE_AVX2_NOINLINE be_m256x2 be_load16_partial(const void *base, size_t i,
+                                                                     size_t n,
+                                                                     be_float_format format) {
+  size_t size = be_float_bytes(format);
   float padded[BE_LANES] = {0};
   memcpy(padded, (const uint8_t *)base + i * size, n * size);
   return be_load16(padded, 0, format);

@@ -11,7 +11,7 @@
 #include "x86/avx2.h"
 
 BE_AVX2_INLINE const void *be_row_at(const void *w, size_t r, size_t k, be_float_format format) {
-  return (const uint8_t *)w + r * k * (format == BE_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t));
+  return (const uint8_t *)w + r * k * be_float_bytes(format);
 }
 
 BE_AVX2_INLINE float be_dot(const void *w, size_t k, const float *x, be_float_format format) {

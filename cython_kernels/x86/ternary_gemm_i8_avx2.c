@@ -50,8 +50,7 @@ BE_AVX2_INLINE void chunk_times(int32_t *acc, size_t acc_stride, const uint8_t *
     __m256i u = _mm256_loadu_si256((const __m256i *)w);
     __m256i v = _mm256_loadu_si256((const __m256i *)(w + 32));
     _mm_prefetch((const char *)w + PREFETCH_BYTES, _MM_HINT_T0);
-#pragma GCC unroll 4
-    for (int f = 0; f < 4; f++) {
+    BE_UNROLL for (int f = 0; f < 4; f++) {
       __m256i low = field(u, f), high = field(v, f), a = be_broadcast4(q + 4 * f);
       low0 = multiply_add(low0, low, a);
       high0 = multiply_add(high0, high, a);

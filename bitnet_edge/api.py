@@ -71,6 +71,7 @@ def plan(
     context: int | None = None,
     prefill_chunk: int | None = None,
     kv_dtype: DType | str | None = None,
+    head_dtype: str | None = None,
     threads: int | None = None,
 ) -> Plan:
     """Size a model to a device without writing anything; see `bitnet_edge.planner.make_plan`.
@@ -80,7 +81,7 @@ def plan(
     checkpoint : str, Path or ModelSource
     device : str, Path or Profile
         A profile's name, or a YAML file.
-    context, prefill_chunk, kv_dtype, threads
+    context, prefill_chunk, kv_dtype, head_dtype, threads
         Pinned choices.
 
     Raises
@@ -97,6 +98,7 @@ def plan(
         context=context,
         prefill_chunk=prefill_chunk,
         kv_dtype=kv_dtype,
+        head_dtype=source.choose_head_dtype(head_dtype),
         threads=threads,
     )
 
@@ -111,6 +113,7 @@ def export(
     context: int | None = None,
     prefill_chunk: int | None = None,
     kv_dtype: DType | str | None = None,
+    head_dtype: str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Export:
@@ -118,7 +121,7 @@ def export(
 
     Parameters
     ----------
-    checkpoint, device, context, prefill_chunk, kv_dtype, threads
+    checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads
         As for `plan`.
     out : str or Path, optional
         Destination; ``<model>.bte`` in the current directory by default.
@@ -156,6 +159,7 @@ def export(
         context=context,
         prefill_chunk=prefill_chunk,
         kv_dtype=kv_dtype,
+        head_dtype=head_dtype,
         threads=threads,
     )
     write_bte(path, source, made, force=force, progress=progress)

@@ -29,7 +29,8 @@ MAX_HEADER = 1 << 20
 SECTION_ALIGNMENT = 16 * 1024
 TENSOR_ALIGNMENT = 64
 SECTIONS = ("program", "tokenizer", "graph", "weights")  # order in the file; tokenizer optional
-FEATURES: frozenset[str] = frozenset({"p16"})  # required features this reader knows
+# required features this reader knows
+FEATURES: frozenset[str] = frozenset({"p16", "int8_rows", "int4_groups"})
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 
 
@@ -156,12 +157,16 @@ def open_bte(path: str | os.PathLike[str]) -> BteFile:
             f"{binascii.crc32(raw):08x} ({path})"
         )
     header = _parse_json(raw, "header")
-    unknown = set(_field(header, "requires", list, "header")) - FEATURES
+    required = set(map(str, _field(header, "requires", list, "header")))
+    unknown = required - FEATURES
     if unknown:
         names = sorted(unknown)
         raise UnsupportedVersion(f"[bte] {path} needs features this reader lacks: {names}")
     sections = _read_sections(header, PREFIX.size + header_bytes, len(mapped))
     tensors = tuple(_read_tensors(header, sections["weights"]))
+    missing = {tensor.dtype for tensor in tensors} & FEATURES - required
+    if missing:
+        raise FormatError(f"[bte] the header must require {sorted(missing)}, which tensors use")
     model = _field(header, "model", dict, "header")
     plan = _field(header, "plan", dict, "header")
     _check_model(model)
@@ -267,8 +272,13 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     Raises
     ------
     FormatError
-        For an unknown dtype, or a ternary tensor that is no matrix.
+        For an unknown dtype, or a packed tensor that is no matrix.
     """
+    if dtype in ("int8_rows", "int4_groups"):
+        if len(shape) != 2:
+            raise FormatError(f"[bte] an {dtype} tensor has 2 dimensions, got {len(shape)}")
+        panels, k = -(-shape[0] // 16), shape[1]
+        return panels * (64 + 64 * -(-k // 4) if dtype == "int8_rows" else 576 * -(-k // 64))
     if dtype == "ternary":
         if len(shape) != 2:
             raise FormatError(f"[bte] a ternary tensor has 2 dimensions, got {len(shape)}")

@@ -99,7 +99,7 @@ class Generation:
         max_tokens: int,
         sampling: Sampling,
         stop: tuple[str, ...],
-        eos_ids: tuple[int, ...],
+        eos_ids: frozenset[int],
         turn: int,
     ) -> None:
         from bitnet_edge.runtime import token_array

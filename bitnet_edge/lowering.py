@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import UnsupportedOp
 from bitnet_edge.graph import Graph, Kind, Node
 from bitnet_edge.ops import GatedActivation
@@ -26,6 +27,8 @@ __all__ = ["Instruction", "Lowered", "Operand", "Region", "lower"]
 Region = ("none", "weights", "arena", "state", "input", "output")
 
 _BLOCK = 16  # quantised rows are padded to whole P16 blocks
+_WIDE_BLOCK = 64  # int16 rows, to whole int4 blocks
+_BITS = {DType.I8_ROWS: 8, DType.I4_GROUPS: 4}
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,27 @@ class Lowered:
     row_bytes: Mapping[str, int]
 
 
-def lower(graph: Graph) -> Lowered:
+def lower(graph: Graph, packed: Mapping[str, DType] | None = None) -> Lowered:
     """Lower a graph to instructions.
+
+    Parameters
+    ----------
+    graph : Graph
+    packed : Mapping[str, DType], optional
+        Float matrices that are stored quantised (`bitnet_edge.head_packing`), and how.
 
     Raises
     ------
     UnsupportedOp
         When an op, or the way it is used, has no lowering; the node is named.
     """
-    return _Lowering(graph).run()
+    return _Lowering(graph, packed or {}).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, packed: Mapping[str, DType]) -> None:
         self.graph = graph
+        self.bits = {name: _BITS[dtype] for name, dtype in packed.items()}
         self.readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             for name in node.inputs:
@@ -99,6 +109,7 @@ class _Lowering:
         self.row_bytes: dict[str, int] = {}
         self.home: dict[str, str] = {}  # tensor -> arena buffer that holds it
         self.quantised: set[str] = set()
+        self.quantised_wide: set[str] = set()
         self.angles: dict[tuple[str, float], Operand] = {}
 
     def run(self) -> Lowered:
@@ -185,19 +196,20 @@ class _Lowering:
     def _lower_embedding(self, node: Node) -> None:
         ids, table = node.inputs
         tensor = self.graph.tensors[table]
+        dims: dict[str, int | str] = {"width": tensor.shape[1], "vocab": tensor.shape[0]}
+        if table in self.bits:
+            dims["bits"] = self.bits[table]
+        else:
+            dims["dtype"] = tensor.dtype.engine_code
         self.emit(
-            "embed",
+            "head_embed" if table in self.bits else "embed",
             node,
             {
                 "y": self.write(node.outputs[0]),
                 "table": self.read(table),
                 "ids": self.read(ids),
             },
-            {
-                "width": tensor.shape[1],
-                "vocab": tensor.shape[0],
-                "dtype": tensor.dtype.engine_code,
-            },
+            dims,
             {"multiplier": self.attribute(node, "multiplier")},
         )
 
@@ -233,6 +245,9 @@ class _Lowering:
     def _lower_linear(self, node: Node) -> None:
         x, weight, bias = node.inputs
         tensor = self.graph.tensors[weight]
+        if weight in self.bits:
+            self.packed_linear(node)
+            return
         operands = {
             "x": self.read(x),
             "y": self.write(node.outputs[0]),
@@ -246,6 +261,24 @@ class _Lowering:
             "dtype": tensor.dtype.engine_code,
         }
         self.emit("dense_linear", node, operands, dims)
+
+    def packed_linear(self, node: Node) -> None:
+        """Emit a linear whose weight is stored quantised: int16 activations, made once."""
+        x, weight, bias = node.inputs
+        rows, k = self.graph.tensors[weight].shape
+        padded = -(-k // _WIDE_BLOCK) * _WIDE_BLOCK
+        wide = {
+            "q": self.scratch(f"{x}.wide.q", padded * 2),
+            "s": self.scratch(f"{x}.wide.s", 4),
+            "q_sum": self.scratch(f"{x}.wide.q_sum", padded // 8),
+        }
+        if x not in self.quantised_wide:
+            self.emit("quantize_wide", node, wide | {"x": self.read(x)}, {"width": k})
+            self.quantised_wide.add(x)
+        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)} | wide
+        if bias:
+            operands["bias"] = self.read(bias)
+        self.emit("head_linear", node, operands, {"rows": rows, "k": k, "bits": self.bits[weight]})
 
     def _lower_gated_activation(self, node: Node) -> None:
         gate, up = node.inputs

@@ -125,7 +125,10 @@ def _linear_shape(op: str, shapes: Mapping[str, Shape]) -> Shape:
 
 @_op
 class Embedding(Op):
-    """``y[t] = table[ids[t]] * multiplier``; ids (n,), table (vocab, width), y (n, width)."""
+    """``y[t] = table[ids[t]] * multiplier``; ids (n,), table (vocab, width), y (n, width).
+
+    A table tied to a quantised output layer (`Linear`) is read from its codes: ``code * scale``.
+    """
 
     name = "embedding"
     inputs = {"ids": (DType.I32,), "table": _DENSE}
@@ -178,7 +181,14 @@ class TernaryLinear(Op):
 
 @_op
 class Linear(Op):
-    """``y = x @ weight.T + bias`` in float32; x (n, k), weight (rows, k), y (n, rows)."""
+    """``y = x @ weight.T + bias`` in float32; x (n, k), weight (rows, k), y (n, rows).
+
+    Where a plan stores the weight of an output layer quantised (`bitnet_edge.head_packing`), x is
+    rounded to int16 first: ``q = clamp(round_half_even(x * s), -c, c)``, ``s = c / max(absmax(x),
+    1e-5)``, ``c = min(32767, (2^31 - 1) // (128 * k))``. int8 rows: ``y = (q @ codes.T) / s *
+    scale + bias`` with an exact int32 sum; int4 groups: the float32 sum, in order, of each group's
+    ``(q @ codes.T) * scale``, over ``s``, ``+ bias``.
+    """
 
     name = "linear"
     inputs = {"x": _F32, "weight": _DENSE, "bias?": _F32}

@@ -15,23 +15,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet_edge import _engine
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
+from bitnet_edge.head_packing import STORED, head_bytes, packed_heads
 from bitnet_edge.lowering import Lowered, Operand, lower
 from bitnet_edge.packing import p16_bytes, round_up
 from bitnet_edge.profiles import Profile
 
-__all__ = ["BudgetReport", "Plan", "WeightSlot", "make_plan"]
+__all__ = ["KV_DTYPES", "BudgetReport", "Plan", "WeightSlot", "make_plan"]
 
 ALIGNMENT = 64
 # Measured on Linux with CPython 3.11 and bitnet_edge.runtime imported (tests/unit/test_memory.py
 # keeps it honest); the planner must not be optimistic about it.
 INTERPRETER_BYTES = 11 * 1024 * 1024
 THREAD_BYTES = 96 * 1024  # stack pages a worker touches, and its bookkeeping
-TOKENIZER_BYTES_PER_TOKEN = 4  # private scratch; the vocabulary itself stays in the file
+TOKENIZER_BYTES = 4096  # its handle; the vocabulary stays in the file (tests/unit/test_tokenizer.py)
 SAMPLER_BYTES_PER_TOKEN = 8
 CHUNKS = (128, 64, 32, 16, 8)
+# Formats of the KV cache, largest first. Each is taken when those before it do not fit, but int4
+# only when it is asked for: it costs a model more than a plan may decide silently
+# (tests/golden/test_kv_quality.py measures how much).
+KV_DTYPES = (DType.F32, DType.F16, DType.I8, DType.I4)
+AUTOMATIC_KV_DTYPES = KV_DTYPES[:3]
 # Below this many multiply-adds between two barriers a second thread costs more than it brings.
 MACS_PER_PHASE_FOR_THREADS = 500_000
 
@@ -71,7 +78,7 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class WeightSlot:
-    """Where a constant lies in the weights section."""
+    """Where a constant lies in the weights section; ``dtype`` is how it is stored there."""
 
     name: str
     dtype: DType
@@ -93,6 +100,8 @@ class Plan:
     prefill_chunk : int
         Most tokens of one run.
     kv_dtype : DType
+    head_dtype : str
+        ``stored`` (the checkpoint's dtype), ``int8`` or ``int4``.
     threads : int
     lowered : Lowered
     arena, state : Mapping[str, int]
@@ -106,6 +115,7 @@ class Plan:
     context: int
     prefill_chunk: int
     kv_dtype: DType
+    head_dtype: str
     threads: int
     lowered: Lowered
     arena: Mapping[str, int]
@@ -134,13 +144,14 @@ def make_plan(
     context: int | None = None,
     prefill_chunk: int | None = None,
     kv_dtype: DType | str | None = None,
+    head_dtype: str | None = None,
     threads: int | None = None,
 ) -> Plan:
     """Size a graph to a device.
 
     What is left open is chosen: the profile's default context (at most the model's), the KV cache
-    in float32, or in float16 where float32 does not fit, the largest prefill chunk that fits, and
-    the profile's threads, or one where the layers are too small to share.
+    in float32, float16 or int8, each where the one before does not fit, the largest prefill chunk
+    that fits, and the profile's threads, or one where the layers are too small to share.
 
     Parameters
     ----------
@@ -151,7 +162,9 @@ def make_plan(
     context, prefill_chunk, threads : int, optional
         Pinned choices.
     kv_dtype : DType or str, optional
-        ``f32`` or ``f16``.
+        ``f32``, ``f16``, ``int8`` or ``int4``.
+    head_dtype : str, optional
+        ``stored`` (the default), ``int8`` or ``int4``.
 
     Raises
     ------
@@ -169,13 +182,16 @@ def make_plan(
         raise ArgumentError(f"[plan] expected prefill_chunk 1 .. 4096, got {prefill_chunk}")
     if threads is not None and not 1 <= threads <= 64:
         raise ArgumentError(f"[plan] expected threads 1 .. 64, got {threads}")
-    if kv_dtype is not None and kv_dtype not in (DType.F32, DType.F16):
-        raise ArgumentError(f"[plan] expected kv_dtype f32 or f16, got {str(kv_dtype)!r}")
-    kv_dtypes = [DType(kv_dtype)] if kv_dtype else [DType.F32, DType.F16]
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+        names = ", ".join(dtype.value for dtype in KV_DTYPES[:-1])
+        raise ArgumentError(
+            f"[plan] expected kv_dtype {names} or {KV_DTYPES[-1].value}, got {str(kv_dtype)!r}"
+        )
+    kv_dtypes = AUTOMATIC_KV_DTYPES if kv_dtype is None else (DType(kv_dtype),)
     cap = max(context, 1) if has_state else CHUNKS[0]
     chunks = [prefill_chunk] if prefill_chunk else sorted({min(c, cap) for c in CHUNKS})[::-1]
 
-    planner = _Planner(graph, profile, tokenizer_bytes, threads)
+    planner = _Planner(graph, profile, tokenizer_bytes, threads, head_dtype or STORED)
     candidates = [(kv, chunk) for kv in kv_dtypes for chunk in chunks]
     for kv, chunk in candidates:
         plan = planner.build(context, chunk, kv)
@@ -186,13 +202,20 @@ def make_plan(
 
 class _Planner:
     def __init__(
-        self, graph: Graph, profile: Profile, tokenizer_bytes: int, threads: int | None
+        self,
+        graph: Graph,
+        profile: Profile,
+        tokenizer_bytes: int,
+        threads: int | None,
+        head_dtype: str,
     ) -> None:
         self.graph = graph
         self.profile = profile
         self.tokenizer_bytes = tokenizer_bytes
-        self.lowered = lower(graph)
-        self.weights = _place_weights(graph)
+        self.head_dtype = head_dtype
+        packed = packed_heads(graph, head_dtype)
+        self.lowered = lower(graph, packed)
+        self.weights = _place_weights(graph, packed)
         self.threads = threads or self._default_threads()
 
     def build(self, context: int, chunk: int, kv_dtype: DType) -> Plan:
@@ -202,7 +225,8 @@ class _Planner:
         for tensor in self.graph.states():
             state[tensor.name] = state_bytes
             heads, _, head_dim = tensor.shape
-            state_bytes += round_up(heads * context * head_dim * kv_dtype.bytes, ALIGNMENT)
+            size = _engine.kv_cache_bytes(kv_dtype.engine_code, heads, head_dim, context)
+            state_bytes += round_up(size, ALIGNMENT)
         last = self.weights[-1]
         report = BudgetReport(
             {
@@ -219,6 +243,7 @@ class _Planner:
             context,
             chunk,
             kv_dtype,
+            self.head_dtype,
             self.threads,
             self.lowered,
             arena,
@@ -230,7 +255,7 @@ class _Planner:
         )
 
     def over_budget(self, context: int, kv_dtype: DType, chunk: int) -> BudgetExceeded:
-        """Describe the smallest plan tried, and the longest context that would fit."""
+        """Describe the smallest plan tried, and what would fit instead."""
         budget = self.build(context, chunk, kv_dtype).budget
         low, high = 0, context  # low fits (or is 0), high does not
         while high - low > 1:
@@ -242,6 +267,11 @@ class _Planner:
             if low
             else "no context fits: the model needs a device with more private memory"
         )
+        for smaller in KV_DTYPES[KV_DTYPES.index(kv_dtype) + 1 :]:
+            attempt = self.build(context, chunk, smaller).budget
+            if attempt.needed <= attempt.allowed:
+                advice = f"an {smaller.value} KV cache (--kv-dtype) would fit, and {advice}"
+                break
         breakdown = ", ".join(f"{name} {_mb(size)}" for name, size in budget.classes.items())
         return BudgetExceeded(
             f"[plan] {self.graph.info.name!r} needs {_mb(budget.needed)} of private memory on "
@@ -258,7 +288,7 @@ class _Planner:
         vocab = self.graph.info.vocab_size
         engine = instructions * (128 + 64 + 4) + 16 * 1024
         tokens = vocab * (SAMPLER_BYTES_PER_TOKEN + 4)  # and one row of logits
-        tokenizer = vocab * TOKENIZER_BYTES_PER_TOKEN if self.tokenizer_bytes else 0
+        tokenizer = TOKENIZER_BYTES if self.tokenizer_bytes else 0
         return engine + tokens + tokenizer + (self.threads - 1) * THREAD_BYTES
 
     def _default_threads(self) -> int:
@@ -271,18 +301,21 @@ class _Planner:
         return self.profile.default_threads if worthwhile else 1
 
 
-def _place_weights(graph: Graph) -> tuple[WeightSlot, ...]:
+def _place_weights(graph: Graph, packed: Mapping[str, DType]) -> tuple[WeightSlot, ...]:
     """Lay constants out in order of use, each 64-byte aligned."""
     slots: list[WeightSlot] = []
     end = 0
     for tensor in graph.constants():
-        if tensor.dtype is DType.TERNARY:
+        dtype = packed.get(tensor.name, tensor.dtype)
+        if tensor.name in packed:
+            size = head_bytes(dtype, *tensor.shape)
+        elif dtype is DType.TERNARY:
             size = p16_bytes(*tensor.shape)
         else:
             size = tensor.dtype.bytes
             for length in tensor.shape:
                 size *= length
-        slots.append(WeightSlot(tensor.name, tensor.dtype, tensor.shape, end, size))
+        slots.append(WeightSlot(tensor.name, dtype, tensor.shape, end, size))
         end += round_up(size, ALIGNMENT)
     return tuple(slots)
 

@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any
 from bitnet_edge._numpy import np
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError
-from bitnet_edge.graph import Graph, Kind, Value
+from bitnet_edge.graph import Graph, Tensor, Value
+from bitnet_edge.head_packing import (
+    GROUP,
+    STORED,
+    QuantisedHead,
+    head_limit,
+    packed_heads,
+    quantise_head,
+    unpack_head,
+)
+from bitnet_edge.quantization import ROUND_MAGIC, f32, new_kv_cache, quantize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bitnet_edge.exporters.sources.source import ModelSource, WeightSource
+    from bitnet_edge.exporters.sources.source import ModelSource
 
 F32 = Any  # NDArray[np.float32]: numpy's stubs lose the type in every operation with a scalar
 
@@ -27,12 +37,6 @@ __all__ = ["REFERENCE", "ReferenceModel", "quantize"]
 
 LANES = 16
 BLOCK_KEYS = 64
-ROUND_MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, ties to even
-
-
-def f32(value: float) -> Any:
-    """Return a float32 scalar (numpy would compute in float64 otherwise)."""
-    return np.float32(value)
 
 
 # -- sums and functions ---------------------------------------------------------------------
@@ -112,27 +116,6 @@ def rope_angles(inv_freq: F32, positions: NDArray[np.int64], scale: float) -> tu
     return cosine.astype(np.float32) * f32(scale), sine.astype(np.float32) * f32(scale)
 
 
-def quantize(x: F32) -> tuple[NDArray[np.int8], F32]:
-    """Quantise rows to int8 by their largest magnitude.
-
-    Parameters
-    ----------
-    x : ndarray of float32, shape (n, k)
-
-    Returns
-    -------
-    q : ndarray of int8, shape (n, k)
-    s : ndarray of float32, shape (n,)
-        ``127 / max(absmax(row), 1e-5)``.
-    """
-    with np.errstate(all="ignore"):
-        magnitude = np.where(np.isnan(x), f32(0.0), np.abs(x)).max(axis=1, initial=0)
-        s = f32(127.0) / np.maximum(magnitude, f32(1e-5)).astype(np.float32)
-        v = x * s[:, None]
-        v = np.clip(np.where(np.isnan(v), f32(0.0), v), f32(-128.0), f32(127.0))
-        return ((v + ROUND_MAGIC) - ROUND_MAGIC).astype(np.int8), s
-
-
 def widen(values: NDArray[np.generic], dtype: DType) -> F32:
     """Return stored elements as float32 (exact)."""
     if dtype is DType.BF16:
@@ -142,6 +125,42 @@ def widen(values: NDArray[np.generic], dtype: DType) -> F32:
     return values.astype(np.float32, copy=False)
 
 
+def quantize_wide(x: F32) -> tuple[NDArray[np.int64], F32]:
+    """Quantise rows to the integers that a quantised head takes, as ``scalar/quantize_i16.c``.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (n, k)
+
+    Returns
+    -------
+    q : ndarray of int64, shape (n, k)
+    s : ndarray of float32, shape (n,)
+        ``c / max(absmax(row), 1e-5)``, ``c`` the limit for k columns.
+    """
+    limit = f32(head_limit(x.shape[1]))
+    with np.errstate(all="ignore"):
+        magnitude = np.where(np.isnan(x), f32(0.0), np.abs(x)).max(axis=1, initial=0)
+        s = limit / np.maximum(magnitude, f32(1e-5)).astype(np.float32)
+        v = x * s[:, None]
+        v = np.clip(np.where(np.isnan(v), f32(0.0), v), -limit, limit)
+        return ((v + ROUND_MAGIC) - ROUND_MAGIC).astype(np.int64), s
+
+
+def head_product(x: F32, head: QuantisedHead) -> F32:
+    """Multiply rows with a quantised head, as ``scalar/head_gemv.c``."""
+    q, s = quantize_wide(x)
+    if head.dtype is DType.I8_ROWS:  # float64 is exact: |sum| < 2^31
+        acc = q.astype(np.float64) @ head.codes.astype(np.float64).T
+        return (acc.astype(np.float32) / s[:, None]) * head.scales[:, 0]
+    y = np.zeros((len(x), len(head.codes)), np.float32)
+    for group, scale in enumerate(head.scales.T):
+        columns = slice(group * GROUP, (group + 1) * GROUP)
+        part = q[:, columns].astype(np.float64) @ head.codes[:, columns].astype(np.float64).T
+        y = y + part.astype(np.float32) * scale
+    return y / s[:, None]
+
+
 # -- ops ------------------------------------------------------------------------------------
 
 # Operand values by name, attributes, position of the first row -> result.
@@ -149,7 +168,9 @@ OpReference = Callable[[Mapping[str, Any], Mapping[str, Value], int], Any]
 
 
 def _embedding(operands: Mapping[str, Any], attributes: Mapping[str, Value], position: int) -> F32:
-    return operands["table"][operands["ids"]] * f32(float(attributes["multiplier"]))
+    table, ids = operands["table"], operands["ids"]
+    rows = table.rows(ids) if isinstance(table, QuantisedHead) else table[ids]
+    return rows * f32(float(attributes["multiplier"]))
 
 
 def _rms_norm(operands: Mapping[str, Any], attributes: Mapping[str, Value], position: int) -> F32:
@@ -169,7 +190,11 @@ def _ternary_linear(
 
 
 def _linear(operands: Mapping[str, Any], attributes: Mapping[str, Value], position: int) -> F32:
-    y = np.stack([lane_sum(operands["weight"] * row) for row in operands["x"]])
+    x, weight = operands["x"], operands["weight"]
+    if isinstance(weight, QuantisedHead):
+        y = head_product(x, weight)
+    else:
+        y = np.stack([lane_sum(weight * row) for row in x])
     return y + operands["bias"] if "bias" in operands else y
 
 
@@ -205,34 +230,38 @@ def _attention(operands: Mapping[str, Any], attributes: Mapping[str, Value], pos
         angles = rope_angles(operands["inv_freq"], positions, float(attributes["rope_scale"]))
         q, k = _rotate(q, *angles), _rotate(k, *angles)
     k_cache, v_cache = operands["k_cache"], operands["v_cache"]
-    k_cache[:, position : position + n] = k.transpose(1, 0, 2)  # rounds when the cache is float16
-    v_cache[:, position : position + n] = v.transpose(1, 0, 2)
+    k_cache.append(position, k.transpose(1, 0, 2))  # rounds or quantises, as the cache is made
+    v_cache.append(position, v.transpose(1, 0, 2))
     y = np.empty_like(q)
     for t in range(n):
         for head in range(heads):
             kv_head = head // (heads // kv_heads)
-            keys = k_cache[kv_head, : position + t + 1].astype(np.float32)
-            values = v_cache[kv_head, : position + t + 1].astype(np.float32)
+            keys = k_cache.read(kv_head, position + t + 1)
+            values = v_cache.read(kv_head, position + t + 1)
             y[t, head] = _attend(q[t, head], keys, values, f32(float(attributes["scale"])))
     return y.reshape(n, heads * head_dim)
 
 
-def _attend(q: F32, keys: F32, values: F32, scale: Any) -> F32:
-    """One head's online softmax by blocks of 64 keys, as ``scalar/attention.c``."""
+def _attend(q: F32, keys: tuple[F32, F32], values: tuple[F32, F32], scale: Any) -> F32:
+    """One head's online softmax by blocks of 64 keys, as ``scalar/attention.c``.
+
+    Keys and values are rows and their factors, as caches return them.
+    """
     out = np.zeros_like(q)
     lanes = np.zeros(LANES, np.float32)
     largest = f32(-np.inf)
-    for first in range(0, len(keys), BLOCK_KEYS):
+    for first in range(0, len(keys[0]), BLOCK_KEYS):
         block = slice(first, first + BLOCK_KEYS)
-        scores = lane_sum(keys[block] * q) * scale
+        scores = (lane_sum(keys[0][block] * q) * keys[1][block]) * scale
         top = max(largest, scores.max())
         if top > largest:
             correction = exp(np.array([largest - top], np.float32))[0]
             lanes, out = lanes * correction, out * correction
             largest = top
         weights = exp(scores - largest)
-        for j, (weight, value) in enumerate(zip(weights, values[block], strict=True)):
-            lanes[j % LANES] += weight
+        factors = weights * values[1][block]
+        for j, (weight, value) in enumerate(zip(factors, values[0][block], strict=True)):
+            lanes[j % LANES] += weights[j]
             out = out + weight * value
     return out * (f32(1.0) / tree_sum(lanes))
 
@@ -257,19 +286,25 @@ class ReferenceModel:
     context : int, optional
         Rows of the KV cache; the model's context length by default.
     kv_dtype : DType
-        ``f32`` or ``f16``, as planned.
+        ``f32``, ``f16``, ``int8`` or ``int4``, as planned.
+    head_dtype : str, optional
+        ``stored``, ``int8`` or ``int4``, as planned; as the source has it by default.
     """
 
     def __init__(
-        self, source: ModelSource, context: int | None = None, kv_dtype: DType = DType.F32
+        self,
+        source: ModelSource,
+        context: int | None = None,
+        kv_dtype: DType = DType.F32,
+        head_dtype: str | None = None,
     ) -> None:
         graph = source.graph
         self.graph: Graph = graph
-        self._constants = {t.name: _constant(source.weights, t) for t in graph.constants()}
+        packed = packed_heads(graph, source.choose_head_dtype(head_dtype))
+        self._constants = {t.name: _constant(source, t, packed) for t in graph.constants()}
         rows = context or graph.info.context_length
-        dtype = np.float16 if kv_dtype is DType.F16 else np.float32
         self._state = {
-            t.name: np.zeros((t.shape[0], rows, t.shape[2]), dtype) for t in graph.states()
+            t.name: new_kv_cache((t.shape[0], rows, t.shape[2]), kv_dtype) for t in graph.states()
         }
 
     def run(self, inputs: Mapping[str, Any], position: int = 0) -> dict[str, Any]:
@@ -314,7 +349,10 @@ class ReferenceModel:
         return values[self.graph.outputs[0]]
 
 
-def _constant(weights: WeightSource, tensor: Any) -> Any:
-    assert tensor.kind is Kind.CONSTANT
-    values = weights.load(tensor.name)
+def _constant(source: ModelSource, tensor: Tensor, packed: Mapping[str, DType]) -> Any:
+    values: Any = source.weights.load(tensor.name)
+    if tensor.name in packed:
+        if source.head_dtype != STORED:
+            return unpack_head(values, packed[tensor.name], tensor.shape)
+        return quantise_head(widen(values, tensor.dtype), packed[tensor.name])
     return values if tensor.dtype is DType.TERNARY else widen(values, tensor.dtype)

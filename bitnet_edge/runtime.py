@@ -226,9 +226,14 @@ class Model:
             temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, seed
         )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        eos = () if ignore_eos else tuple(self.file.model["eos_ids"])
+        eos = frozenset() if ignore_eos else self._eos_ids()
         self._turn += 1
         return Generation(self, ids, max_tokens, sampling, stops, eos, self._turn)
+
+    def _eos_ids(self) -> frozenset[int]:
+        """Ids that end a text: the model's and the tokenizer's (a chat model has both)."""
+        tokenizer = self._tokenizer.eos_ids if self._tokenizer else ()
+        return frozenset(self.file.model["eos_ids"]) | frozenset(tokenizer)
 
     def logits(self, token_ids: Sequence[int]) -> Any:
         """Return the logits after every token of a sequence, teacher-forced.

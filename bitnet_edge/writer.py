@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,12 +27,16 @@ from bitnet_edge.container import (
     SECTION_ALIGNMENT,
 )
 from bitnet_edge.dtypes import DType
-from bitnet_edge.errors import ExportError, FormatError, ShapeMismatch
+from bitnet_edge.errors import ExportError, FormatError, ModelError, ShapeMismatch
+from bitnet_edge.head_packing import STORED, pack_head, quantise_head
 from bitnet_edge.packing import PANEL_ROWS, pack_p16, round_up
 from bitnet_edge.planner import Plan, WeightSlot
 from bitnet_edge.program import encode_program
+from bitnet_edge.reference import widen
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bitnet_edge.exporters.sources.source import ModelSource
 
 __all__ = ["write_bte"]
@@ -39,6 +44,8 @@ __all__ = ["write_bte"]
 Progress = Callable[[int, int], None]
 
 _CHUNK_BYTES = 8 << 20  # rows are read, packed and written in runs of about this size
+_HEADS = (DType.I8_ROWS, DType.I4_GROUPS)
+_FEATURES = {dtype.value for dtype in _HEADS}  # a reader without them must refuse the file
 _NUMPY = {DType.F32: np.float32, DType.F16: np.uint16, DType.BF16: np.uint16, DType.I32: np.int32}
 
 
@@ -116,7 +123,7 @@ def _header(
     info = source.graph.info
     offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
     data: dict[str, Any] = {
-        "requires": ["p16"],
+        "requires": ["p16", *sorted({slot.dtype.value for slot in plan.weights} & _FEATURES)],
         "model": {
             "name": info.name,
             "architecture": info.architecture,
@@ -130,6 +137,7 @@ def _header(
             "context": plan.context,
             "prefill_chunk": plan.prefill_chunk,
             "kv_dtype": plan.kv_dtype.value,
+            "head_dtype": plan.head_dtype,
             "threads": plan.threads,
             **plan.budget.to_json(),
         },
@@ -172,29 +180,59 @@ def _write_weights(
     written = 0
     for slot in plan.weights:
         padding = b"\0" * (slot.offset - written)
-        for chunk in (padding, *_stored_chunks(slot, source)):
+        for chunk in chain((padding,), _stored_chunks(slot, source)):
             file.write(chunk)
             digest.update(chunk)
             written += len(chunk)
-        if progress:
-            progress(written, total)
+            if progress and chunk:
+                progress(written, total)
     return digest.hexdigest()
 
 
 def _stored_chunks(slot: WeightSlot, source: ModelSource) -> Iterator[bytes]:
     """Yield a constant's bytes as they stand in the file."""
     values = source.weights.load(slot.name)
-    expected = np.dtype(np.int8 if slot.dtype is DType.TERNARY else _NUMPY[slot.dtype])
-    if values.shape != slot.shape or values.dtype != expected:
-        raise ShapeMismatch(
-            f"[export] expected {expected} {slot.shape}, got {values.dtype} {values.shape} "
-            f"(tensor {slot.name!r})"
-        )
+    if slot.dtype in _HEADS:
+        yield from _head_chunks(slot, source, values)
+        return
+    _check_values(values, np.int8 if slot.dtype is DType.TERNARY else _NUMPY[slot.dtype], slot)
     row_bytes = max(1, values[:1].nbytes)
     step = max(PANEL_ROWS, _CHUNK_BYTES // row_bytes // PANEL_ROWS * PANEL_ROWS)
     for first in range(0, len(values), step):
         rows = values[first : first + step]
         yield (pack_p16(rows.view(np.int8)) if slot.dtype is DType.TERNARY else rows).tobytes()
+
+
+def _head_chunks(
+    slot: WeightSlot, source: ModelSource, values: NDArray[np.generic]
+) -> Iterator[bytes]:
+    """Yield the panels of a quantised head; a source that holds them already gives its bytes."""
+    if source.head_dtype != STORED:
+        if values.size != slot.bytes or values.dtype != np.uint8:
+            raise ShapeMismatch(
+                f"[export] expected {slot.bytes} packed bytes, got {values.dtype} {values.shape} "
+                f"(tensor {slot.name!r})"
+            )
+        for first in range(0, values.size, _CHUNK_BYTES):
+            yield values[first : first + _CHUNK_BYTES].tobytes()
+        return
+    dtype = source.graph.tensors[slot.name].dtype
+    _check_values(values, _NUMPY[dtype], slot)
+    step = max(PANEL_ROWS, _CHUNK_BYTES // 16 // slot.shape[1] // PANEL_ROWS * PANEL_ROWS)
+    for first in range(0, slot.shape[0], step):
+        rows = widen(values[first : first + step], dtype)
+        try:
+            yield pack_head(quantise_head(rows, slot.dtype)).tobytes()
+        except ModelError as error:
+            raise ModelError(f"{error} (tensor {slot.name!r}, rows from {first})") from None
+
+
+def _check_values(values: NDArray[np.generic], dtype: Any, slot: WeightSlot) -> None:
+    if values.shape != slot.shape or values.dtype != np.dtype(dtype):
+        raise ShapeMismatch(
+            f"[export] expected {np.dtype(dtype)} {slot.shape}, got {values.dtype} {values.shape} "
+            f"(tensor {slot.name!r})"
+        )
 
 
 def _pad_to(file: IO[bytes], offset: int) -> None:

@@ -14,7 +14,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import os
@@ -44,6 +44,12 @@ cdef extern from "kernels.h":
 
 cdef extern from "bitnet_edge.h":
     int BE_MAX_PORTS
+
+    ctypedef struct be_instruction:
+        uint16_t opcode
+        uint16_t flags
+        uint32_t *dim
+        uint64_t *operand
 
     ctypedef struct be_port:
         uint32_t dtype
@@ -77,6 +83,7 @@ cdef extern from "bitnet_edge.h":
     void be_program_close(be_program *program) nogil
     const be_program_header *be_program_info(const be_program *program) nogil
     const be_port *be_program_port(const be_program *program, uint32_t index) nogil
+    const be_instruction *be_program_instruction(const be_program *program, uint32_t index) nogil
     size_t be_program_bytes(const be_program *program) nogil
     uint32_t be_program_phase_count(const be_program *program) nogil
 
@@ -85,6 +92,8 @@ cdef extern from "bitnet_edge.h":
     void be_session_destroy(be_session *session) nogil
     size_t be_session_bytes(const be_session *session) nogil
     uint32_t be_session_position(const be_session *session) nogil
+    uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
+                               uint32_t positions) nogil
     be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                              uint32_t output_rows, const void *const *inputs,
                              void *const *outputs, be_error *error) nogil
@@ -185,6 +194,9 @@ cdef int raise_error(be_status status, const be_error *error) except -1:
     raise cls(text)
 
 
+include "measure.pxi"
+
+
 cdef class Program:
     """A verified program over the weights section of a mapped file.
 
@@ -249,6 +261,23 @@ cdef class Program:
     def private_bytes(self):
         return be_program_bytes(self.program)
 
+    def instruction(self, uint32_t index):
+        """(op, flags, dims, operands) of an instruction: dims and operands (region << 56 | port
+        << 48 | offset, 0 where absent) by the names that `op_table` gives."""
+        cdef const be_instruction *record = be_program_instruction(self.program, index)
+        cdef const be_op_row *row = be_op_rows
+        if record == NULL:
+            raise IndexError(f"[engine] no instruction {index}")
+        while row.opcode != record.opcode:
+            row += 1
+        dims, operands = row.dims.decode().split(), row.operands.decode().split()
+        return (
+            row.name.decode(),
+            record.flags,
+            {dims[i]: record.dim[i] for i in range(len(dims))},
+            {operands[i].rstrip("?"): record.operand[i] for i in range(len(operands))},
+        )
+
     @property
     def inputs(self):
         """(dtype code, width) of each input."""
@@ -281,6 +310,7 @@ cdef class Session:
 
     cdef be_session *session
     cdef readonly Program program
+    cdef Profile sink  # kept alive while the engine writes into it
     cdef float *logits_row  # one row of the first output, for step() and sample()
     cdef uint32_t logits_width
 
@@ -308,6 +338,19 @@ cdef class Session:
     def private_bytes(self):
         """Bytes beyond arena and state."""
         return be_session_bytes(self.session) + self.logits_width * sizeof(float)
+
+    def profile(self, Profile profile):
+        """Record the times of the runs from now on; ``None`` stops it.
+
+        Raises
+        ------
+        ArgumentError
+            When the profile has room for fewer threads.
+        """
+        raise_status(
+            be_session_profile(self.session, NULL if profile is None else profile.profile),
+            "a profile of too few threads")
+        self.sink = profile
 
     def run(self, inputs, outputs, uint32_t n_tokens, uint32_t position=0, output_rows=None):
         """One forward pass.
@@ -509,6 +552,11 @@ def op_table():
         )
         row += 1
     return table
+
+
+def kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim, uint32_t positions):
+    """Return the bytes of one KV cache tensor in the state."""
+    return be_kv_cache_bytes(dtype, kv_heads, head_dim, positions)
 
 
 def cpu_isas():

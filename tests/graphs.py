@@ -118,8 +118,9 @@ def decoder(
     bias=True,
     rope=True,
     table=DType.BF16,
+    tied=False,
 ) -> ModelSource:
-    """A small decoder with ragged sizes: GQA, biases, residuals, untied float head."""
+    """A small decoder with ragged sizes: GQA, biases, residuals, float head (untied, f16)."""
     b = GraphBuilder(seed)
     ids = b.input("ids", dtype=DType.I32)
     embed = b.constant("embed", (vocab, hidden), table)
@@ -139,7 +140,7 @@ def decoder(
         g = b.node("gated_activation", p + "act", (gate, up), ffn, activation=activation)
         x = b.node("add", p + "ffn_residual", (x, b.ternary(p + "down_proj", g, hidden)), hidden)
     x = b.norm("final_norm", x)
-    head = b.constant("lm_head", (vocab, hidden), DType.F16)
+    head = embed if tied else b.constant("lm_head", (vocab, hidden), DType.F16)
     bias_name = b.constant("lm_head.bias", (vocab,)) if bias else ""
     logits = b.node("linear", "lm_head_linear", (x, head, bias_name), vocab)
     return b.source([ids], [logits], context_length=context, vocab_size=vocab)

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{file.path}: {model['name']} ({model['architecture']}), {size(file.size)}")
     print(
         f"planned for {plan['profile']}: context {plan['context']}, {plan['kv_dtype']} KV cache, "
+        f"{plan.get('head_dtype', 'stored')} head, "
         f"prefill chunk {plan['prefill_chunk']}, threads {plan['threads']}"
     )
     print("\nmodel")

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "kv_cache.h"
 #include "program.h"
 
 enum {
@@ -47,6 +48,15 @@ static be_operand_spec scratch(be_access access, uint64_t row_bytes) {
 
 static be_operand_spec weights(uint64_t bytes) {
   return (be_operand_spec){.access = BE_READ, .regions = WEIGHTS, .bytes = bytes};
+}
+
+static be_operand_spec token_ids(void) {
+  return (be_operand_spec){.access = BE_READ,
+                           .regions = INPUT,
+                           .per_token = true,
+                           .dtype = BE_I32,
+                           .width = 1,
+                           .bytes = 4};
 }
 
 static be_operand_spec optional(be_operand_spec spec) {
@@ -105,12 +115,48 @@ static be_status embed_specs(const be_instruction *in, be_operand_spec *specs, b
   CHECK({"embed: dtype", dtype, BE_F32, BE_BF16}, {"embed: vocab", vocab, 1, BE_MAX_DIMENSION});
   specs[0] = rows_out(width);
   specs[1] = weights((uint64_t)vocab * width * be_dtype_bytes(dtype));
-  specs[2] = (be_operand_spec){.access = BE_READ,
-                               .regions = INPUT,
-                               .per_token = true,
-                               .dtype = BE_I32,
-                               .width = 1,
-                               .bytes = 4};
+  specs[2] = token_ids();
+  return BE_OK;
+}
+
+static be_status check_bits(uint32_t bits, uint32_t k, be_error *error) {
+  CHECK({"head: bits", bits, 4, 8}, {"head: columns", k, 1, BE_HEAD_MAX_K});
+  if (bits != 4 && bits != 8)
+    return be_fail(error, BE_ERR_PROGRAM, "head: bits", -1, -1, 8, bits);
+  return BE_OK;
+}
+
+// Wide activations: int16 rows, their scales, sums of groups.
+static void wide_specs(be_access access, uint32_t k, be_operand_spec specs[3]) {
+  uint64_t padded_k = be_round_up(k, BE_WIDE_K);
+  specs[0] = scratch(access, padded_k * sizeof(int16_t));
+  specs[1] = scratch(access, sizeof(float));
+  specs[2] = scratch(access, padded_k / BE_I4_GROUP_K * sizeof(int32_t));
+}
+
+// The integer sums cannot overflow: be_head_limit.
+static be_status wide_head_specs(const be_instruction *in, be_operand_spec *specs,
+                                 be_error *error) {
+  if (in->opcode == BE_OP_quantize_wide) {
+    CHECK({"quantize_wide: width", in->dim[0], 1, BE_HEAD_MAX_K});
+    wide_specs(BE_WRITE, in->dim[0], specs);
+    specs[3] = rows_in(in->dim[0]);
+    return BE_OK;
+  }
+  bool embeds = in->opcode == BE_OP_head_embed;
+  uint32_t rows = embeds ? in->dim[1] : in->dim[0], k = embeds ? in->dim[0] : in->dim[1];
+  be_status status = check_bits(in->dim[2], k, error);
+  if (status != BE_OK)
+    return status;
+  CHECK({"head: rows", rows, 1, BE_MAX_DIMENSION});
+  specs[0] = rows_out(embeds ? k : rows);
+  specs[1] = weights(be_head_bytes(in->dim[2], rows, k));
+  if (embeds) {
+    specs[2] = token_ids();
+    return BE_OK;
+  }
+  wide_specs(BE_READ, k, specs + 2);
+  specs[5] = optional(weights((uint64_t)rows * 4));
   return BE_OK;
 }
 
@@ -153,8 +199,9 @@ static be_status head_specs(const be_instruction *in, const be_program_header *h
     return BE_OK;
   }
   uint32_t dtype = in->opcode == BE_OP_attention ? in->dim[3] : in->dim[2];
-  CHECK({"KV cache: dtype", dtype, BE_F32, BE_F16});
-  uint64_t head_bytes = (uint64_t)header->max_positions * head_dim * be_dtype_bytes(dtype);
+  if (dtype != BE_F32 && dtype != BE_F16 && dtype != BE_I8 && dtype != BE_I4)
+    return be_fail(error, BE_ERR_PROGRAM, "KV cache: dtype", -1, -1, BE_I4, dtype);
+  uint64_t head_bytes = be_kv_layout_of(dtype, head_dim, header->max_positions).head_bytes;
   if (in->opcode == BE_OP_kv_append) {
     specs[0] = cache(BE_WRITE, heads * head_bytes);
     specs[1] = rows_in(width);
@@ -210,6 +257,10 @@ be_status be_instruction_specs(const be_instruction *in, const be_program_header
   case BE_OP_kv_append:
   case BE_OP_attention:
     return head_specs(in, header, specs, error);
+  case BE_OP_quantize_wide:
+  case BE_OP_head_linear:
+  case BE_OP_head_embed:
+    return wide_head_specs(in, specs, error);
   }
-  return be_fail(error, BE_ERR_PROGRAM, "unknown opcode", -1, -1, BE_OP_attention, in->opcode);
+  return be_fail(error, BE_ERR_PROGRAM, "unknown opcode", -1, -1, BE_OP_head_embed, in->opcode);
 }

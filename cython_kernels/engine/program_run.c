@@ -1,39 +1,41 @@
 // SPDX-License-Identifier: MIT
-// Executes a verified program: every phase's work items are shared out among the threads by one
-// atomic counter, a barrier separates phases.
+// Executes a verified program: every phase's work items are shared out among the threads
+// (work_share.h), a barrier separates phases that are shared.
 //
 // Which thread computes an item, and in how many pieces a run is cut, never changes a result: an
 // item owns its output rows, integer sums are exact, and every float sum is inside one kernel call
 // whose order is fixed.
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "angles.h"
+#include "head_row.h"
 #include "kernels.h"
+#include "kv_cache.h"
+#include "profile.h"
 #include "program.h"
 #include "thread_pool.h"
+#include "work_share.h"
 
 enum {
   CACHE_LINE = 64,
-  // One work item of a linear layer reads about this much weight: long enough to hide the
-  // counter, short enough to balance cores of different speed.
+  // One work item of a linear layer reads about this much weight: long enough to hide the taking,
+  // short enough to balance cores of different speed.
   ITEM_BYTES = 32 * 1024,
   GEMV_MAX_PANELS = 16,
+  // A head is far larger than all else: longer streams, still hundreds of items.
+  HEAD_ITEM_BYTES = 128 * 1024,
   GEMM_PANELS = 4, // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
   GEMM_TOKENS = 64
 };
-
-typedef struct counter {
-  _Alignas(CACHE_LINE) atomic_size_t next;
-} counter;
 
 struct be_session {
   const be_program *program;
   uint8_t *arena, *state;
   void *arena_block, *state_block; // as allocated, before alignment
-  counter *counters;               // one per phase
-  void *counters_block;
+  be_work_share *share;            // of the phase that is running
+  void *share_block;
+  be_profile *profile; // NULL: not recorded
   uint32_t threads;
   uint32_t valid_positions;
 };
@@ -118,14 +120,24 @@ static void widen_row(const be_kernels *k, float *y, const uint8_t *table, uint3
     k->bf16_to_f32(y, (const uint16_t *)x, width);
 }
 
-static void run_embed(const pass *p, const be_instruction *in, size_t t) {
-  size_t width = in->dim[0];
-  float multiplier = in->scalar[0];
-  float *y = WRITE(float, 0, width) + t * width;
-  widen_row(p->kernels, y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
+static void scale_row(float *y, size_t width, float multiplier) {
   if (multiplier != 1.0f)
     for (size_t i = 0; i < width; i++)
       y[i] *= multiplier;
+}
+
+static void run_embed(const pass *p, const be_instruction *in, size_t t) {
+  size_t width = in->dim[0];
+  float *y = WRITE(float, 0, width) + t * width;
+  widen_row(p->kernels, y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
+  scale_row(y, width, in->scalar[0]);
+}
+
+static void run_head_embed(const pass *p, const be_instruction *in, size_t t) {
+  size_t width = in->dim[0];
+  float *y = WRITE(float, 0, width) + t * width;
+  be_head_row(y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
+  scale_row(y, width, in->scalar[0]);
 }
 
 static void run_rms_norm(const pass *p, const be_instruction *in, size_t t) {
@@ -144,6 +156,14 @@ static void run_quantize(const pass *p, const be_instruction *in, size_t t) {
     p->kernels->quantize_i8(q, s, q_sum, x, width);
   else
     p->kernels->rms_norm_quantize_i8(q, s, q_sum, x, READ(float, 4), width, in->scalar[0]);
+}
+
+static void run_quantize_wide(const pass *p, const be_instruction *in, size_t t) {
+  size_t width = in->dim[0], padded = be_round_up(width, BE_WIDE_K);
+  size_t groups = padded / BE_I4_GROUP_K;
+  p->kernels->quantize_i16(WRITE(int16_t, 0, padded) + t * padded, WRITE(float, 1, 1) + t,
+                           WRITE(int32_t, 2, groups) + t * groups, READ(float, 3) + t * width,
+                           width, be_head_limit((uint32_t)width));
 }
 
 static void run_gated_activation(const pass *p, const be_instruction *in, size_t t) {
@@ -177,9 +197,14 @@ static void run_rope(const pass *p, const be_instruction *in, size_t t) {
     p->kernels->rope_f32(y + h * head_dim, x + h * head_dim, angles, angles + half, half);
 }
 
+static be_kv_layout kv_layout(const pass *p, uint32_t dtype, uint32_t head_dim) {
+  return be_kv_layout_of(dtype, head_dim, p->session->program->header.max_positions);
+}
+
 static void run_kv_append(const pass *p, const be_instruction *in, size_t t) {
   size_t heads = in->dim[0], head_dim = in->dim[1], half = head_dim / 2;
-  size_t capacity = p->session->program->header.max_positions, row = p->position + t;
+  const be_kv_layout layout = kv_layout(p, in->dim[2], in->dim[1]);
+  uint8_t *cache = WRITE(uint8_t, 0, 0);
   const float *x = READ(float, 1) + t * heads * head_dim;
   const float *angles = READ(float, 2);
   if (angles)
@@ -191,29 +216,21 @@ static void run_kv_append(const pass *p, const be_instruction *in, size_t t) {
       p->kernels->rope_f32(rotated, head, angles, angles + half, half);
       head = rotated;
     }
-    size_t at = (h * capacity + row) * head_dim;
-    if (in->dim[2] == BE_F32)
-      memcpy(WRITE(float, 0, 0) + at, head, head_dim * sizeof *head);
-    else
-      p->kernels->f32_to_f16(WRITE(uint16_t, 0, 0) + at, head, head_dim);
+    be_kv_append(p->kernels, in->dim[2], &layout, cache + h * layout.head_bytes, p->position + t,
+                 head, head_dim);
   }
 }
 
 static void run_attention(const pass *p, const be_instruction *in, size_t item) {
   size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
-  size_t capacity = p->session->program->header.max_positions;
+  const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
   size_t t = instruction_rows(p, in).begin + item / kv_heads, kv_head = item % kv_heads;
   size_t group = heads / kv_heads, n_keys = p->position + t + 1;
   size_t at = (t * heads + kv_head * group) * head_dim;
-  size_t cache_at = kv_head * capacity * head_dim;
-  float *y = WRITE(float, 0, heads *head_dim) + at;
-  const float *q = READ(float, 1) + at;
-  if (in->dim[3] == BE_F32)
-    p->kernels->attention_f32(y, q, READ(float, 2) + cache_at, READ(float, 3) + cache_at, group,
-                              n_keys, head_dim, in->scalar[0]);
-  else
-    p->kernels->attention_f16(y, q, READ(uint16_t, 2) + cache_at, READ(uint16_t, 3) + cache_at,
-                              group, n_keys, head_dim, in->scalar[0]);
+  size_t cache_at = kv_head * layout.head_bytes;
+  be_kv_attend(p->kernels, in->dim[3], &layout, WRITE(float, 0, heads *head_dim) + at,
+               READ(float, 1) + at, READ(uint8_t, 2) + cache_at, READ(uint8_t, 3) + cache_at, group,
+               n_keys, head_dim, in->scalar[0]);
 }
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -288,6 +305,36 @@ static void run_dense_linear(const pass *p, const be_instruction *in, size_t ite
   }
 }
 
+static size_t head_item_panels(const be_instruction *in) {
+  size_t panels = HEAD_ITEM_BYTES / be_head_panel_bytes(in->dim[2], in->dim[1]);
+  return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
+}
+
+static void run_head_linear(const pass *p, const be_instruction *in, size_t item) {
+  rows r = instruction_rows(p, in);
+  size_t n_rows = in->dim[0], k = in->dim[1], padded = be_round_up(k, BE_WIDE_K);
+  size_t groups = padded / BE_I4_GROUP_K, panels = head_item_panels(in);
+  size_t row = item * panels * BE_HEAD_ROWS;
+  size_t count = min_size(panels * BE_HEAD_ROWS, n_rows - row);
+  const uint8_t *w = READ(uint8_t, 1) + item * panels * be_head_panel_bytes(in->dim[2], k);
+  const float *s = READ(float, 3), *bias = READ(float, 5);
+  panels = (count + BE_HEAD_ROWS - 1) / BE_HEAD_ROWS;
+  for (size_t t = r.begin; t < r.end; t++) {
+    const int16_t *q = READ(int16_t, 2) + t * padded;
+    float rows_of_panels[GEMV_MAX_PANELS * BE_HEAD_ROWS]; // y may end within the last panel
+    float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
+    if (in->dim[2] == 8)
+      p->kernels->head_gemv_i8(rows_of_panels, w, panels, k, q, s[t]);
+    else
+      p->kernels->head_gemv_i4(rows_of_panels, w, panels, k, q, READ(int32_t, 4) + t * groups,
+                               s[t]);
+    if (bias)
+      p->kernels->add_f32(y, rows_of_panels, bias + row, count);
+    else
+      memcpy(y, rows_of_panels, count * sizeof *y);
+  }
+}
+
 // Independent pieces of work in one instruction of this pass.
 static size_t item_count(const pass *p, const be_instruction *in) {
   rows r = instruction_rows(p, in);
@@ -299,6 +346,10 @@ static size_t item_count(const pass *p, const be_instruction *in) {
   }
   case BE_OP_dense_linear:
     return (in->dim[0] + dense_item_rows(in) - 1) / dense_item_rows(in);
+  case BE_OP_head_linear: {
+    size_t rows_of_item = head_item_panels(in) * BE_HEAD_ROWS;
+    return (in->dim[0] + rows_of_item - 1) / rows_of_item;
+  }
   case BE_OP_attention:
     return tokens * in->dim[1];
   default:
@@ -343,55 +394,115 @@ static void run_item(const pass *p, const be_instruction *in, size_t item) {
   case BE_OP_attention:
     run_attention(p, in, item);
     break;
+  case BE_OP_quantize_wide:
+    run_quantize_wide(p, in, t);
+    break;
+  case BE_OP_head_linear:
+    run_head_linear(p, in, item);
+    break;
+  case BE_OP_head_embed:
+    run_head_embed(p, in, t);
+    break;
   }
 }
 
-// The instructions to run: all, or those before the tail when no output row is wanted.
+// The phases to run: all, or those before the tail when no output row is wanted.
 static bool phase_wanted(const pass *p, uint32_t phase) {
   const be_program *program = p->session->program;
+  if (phase == program->phase_count)
+    return false;
   const be_instruction *first = &program->instructions[program->phase_begin[phase]];
   return p->output_rows > 0 || !(first->flags & BE_FLAG_OUTPUT_ROWS);
 }
 
-static void run_alone(const pass *p) {
+static void run_whole_phase(const pass *p, uint32_t phase, unsigned thread) {
   const be_program *program = p->session->program;
-  for (uint32_t phase = 0; phase < program->phase_count && phase_wanted(p, phase); phase++)
-    for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
-      size_t count = item_count(p, &program->instructions[i]);
-      for (size_t item = 0; item < count; item++)
-        run_item(p, &program->instructions[i], item);
-    }
-}
-
-// Takes items of the phase until none is left; items are numbered through its instructions.
-static void run_phase_share(const pass *p, uint32_t phase, atomic_size_t *next) {
-  const be_program *program = p->session->program;
-  uint32_t i = program->phase_begin[phase], end = program->phase_begin[phase + 1];
-  size_t first = 0, count = item_count(p, &program->instructions[i]);
-  for (;;) {
-    size_t item = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-    while (item - first >= count) {
-      first += count;
-      if (++i == end)
-        return;
-      count = item_count(p, &program->instructions[i]);
-    }
-    run_item(p, &program->instructions[i], item - first);
+  be_profile *profile = p->session->profile;
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
+    size_t count = item_count(p, &program->instructions[i]);
+    uint64_t begin = profile ? be_profile_now() : 0;
+    for (size_t item = 0; item < count; item++)
+      run_item(p, &program->instructions[i], item);
+    if (profile)
+      be_profile_add(profile, thread, i, begin);
   }
 }
 
+static void run_alone(const pass *p) {
+  for (uint32_t phase = 0; phase_wanted(p, phase); phase++)
+    run_whole_phase(p, phase, 0);
+}
+
+// Items are numbered through the phase's instructions.
+static size_t phase_items(const pass *p, uint32_t phase) {
+  const be_program *program = p->session->program;
+  size_t total = 0;
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
+    total += item_count(p, &program->instructions[i]);
+  return total;
+}
+
+// Takes items of the phase until none is left.
+static void run_phase_share(const pass *p, uint32_t phase, unsigned thread, unsigned n_threads) {
+  const be_program *program = p->session->program;
+  be_profile *profile = p->session->profile;
+  uint32_t i = program->phase_begin[phase];
+  size_t item, first = 0, count = item_count(p, &program->instructions[i]); // of instruction i
+  uint64_t begin = 0; // of this thread's share of instruction i, when that is recorded
+  while (be_work_take(p->session->share, thread, n_threads, &item)) {
+    if (item - first >= count) { // also when item < first
+      if (begin)
+        be_profile_add(profile, thread, i, begin);
+      begin = 0;
+      if (item < first) {
+        i = program->phase_begin[phase];
+        first = 0;
+        count = item_count(p, &program->instructions[i]);
+      }
+      while (item - first >= count) {
+        first += count;
+        count = item_count(p, &program->instructions[++i]);
+      }
+    }
+    if (profile && !begin)
+      begin = be_profile_now();
+    run_item(p, &program->instructions[i], item - first);
+  }
+  if (begin)
+    be_profile_add(profile, thread, i, begin);
+}
+
+// The first phase from `phase` on with an instruction that can be shared out.
+static uint32_t next_shared_phase(const pass *p, uint32_t phase) {
+  const be_program *program = p->session->program;
+  for (; phase_wanted(p, phase); phase++)
+    for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
+      if (item_count(p, &program->instructions[i]) > 1)
+        return phase;
+  return phase;
+}
+
+// Phases of single items (of one token: norms, sums, rotations, appends) are not worth a barrier
+// each: the last participant to leave the phase before does them while the others wait.
 static void run_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
   const pass *p = context;
-  const be_program *program = p->session->program;
-  (void)thread;
   if (n_threads == 1) {
     run_alone(p);
     return;
   }
-  for (uint32_t phase = 0; phase < program->phase_count && phase_wanted(p, phase); phase++) {
-    if (phase > 0)
-      be_barrier_wait(barrier);
-    run_phase_share(p, phase, &p->session->counters[phase].next);
+  bool last = thread == 0;
+  for (uint32_t phase = 0;; phase++) {
+    uint32_t shared = next_shared_phase(p, phase);
+    for (; last && phase < shared; phase++)
+      run_whole_phase(p, phase, thread);
+    phase = shared;
+    if (!phase_wanted(p, phase))
+      return;
+    if (last)
+      be_work_begin(p->session->share, phase_items(p, phase), n_threads);
+    be_barrier_wait(barrier);
+    run_phase_share(p, phase, thread, n_threads);
+    last = be_work_leave(p->session->share, n_threads);
   }
 }
 
@@ -409,9 +520,9 @@ be_status be_session_create(be_session **out, const be_program *program, uint32_
   // calloc: pages of a large block stay untouched, hence uncounted, until they are used.
   session->arena_block = calloc(1, program->header.arena_bytes + CACHE_LINE);
   session->state_block = calloc(1, program->header.state_bytes + CACHE_LINE);
-  session->counters_block = calloc(program->phase_count + 1, sizeof *session->counters);
+  session->share_block = calloc(1, be_work_share_bytes(threads) + BE_WORK_LINE);
   be_status status = BE_OK;
-  if (!session->arena_block || !session->state_block || !session->counters_block)
+  if (!session->arena_block || !session->state_block || !session->share_block)
     status = BE_ERR_NO_MEMORY;
   else if (threads > 1)
     status = be_pool_reserve(threads);
@@ -421,7 +532,7 @@ be_status be_session_create(be_session **out, const be_program *program, uint32_
   }
   session->arena = align_up(session->arena_block);
   session->state = align_up(session->state_block);
-  session->counters = align_up(session->counters_block);
+  session->share = be_work_share_in(session->share_block);
   *out = session;
   return BE_OK;
 }
@@ -431,15 +542,22 @@ void be_session_destroy(be_session *session) {
     return;
   free(session->arena_block);
   free(session->state_block);
-  free(session->counters_block);
+  free(session->share_block);
   free(session);
 }
 
 size_t be_session_bytes(const be_session *session) {
-  return sizeof *session + (session->program->phase_count + 1) * sizeof *session->counters;
+  return sizeof *session + be_work_share_bytes(session->threads) + BE_WORK_LINE;
 }
 
 uint32_t be_session_position(const be_session *session) { return session->valid_positions; }
+
+be_status be_session_profile(be_session *session, be_profile *profile) {
+  if (profile && be_profile_threads(profile) < session->threads)
+    return BE_ERR_ARGUMENT;
+  session->profile = profile;
+  return BE_OK;
+}
 
 static be_status check_run(const be_session *session, const pass *p, be_error *error) {
   const be_program *program = session->program;
@@ -471,13 +589,13 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   be_status status = check_run(session, &p, error);
   if (status != BE_OK)
     return status;
-  if (session->threads == 1) {
+  uint64_t begin = session->profile ? be_profile_now() : 0;
+  if (session->threads == 1)
     run_alone(&p);
-  } else {
-    for (uint32_t i = 0; i < session->program->phase_count; i++)
-      atomic_store_explicit(&session->counters[i].next, 0, memory_order_relaxed);
+  else
     be_pool_run(run_share, &p, session->threads);
-  }
+  if (session->profile)
+    be_profile_add_run(session->profile, begin);
   if (session->program->header.max_positions > 0)
     session->valid_positions = position + n_tokens;
   return BE_OK;

@@ -128,8 +128,8 @@ static be_status verify_header(const be_program_header *header, size_t section_s
 static be_status verify_ports(const be_program *program, be_error *error) {
   for (uint32_t i = 0; i < program->header.input_count + program->header.output_count; i++) {
     const be_port *port = &program->ports[i];
-    if (port->dtype >= BE_DTYPE_COUNT)
-      return be_fail(error, BE_ERR_PROGRAM, "port dtype", -1, (int32_t)i, BE_DTYPE_COUNT - 1,
+    if (port->dtype >= BE_PORT_DTYPE_COUNT)
+      return be_fail(error, BE_ERR_PROGRAM, "port dtype", -1, (int32_t)i, BE_PORT_DTYPE_COUNT - 1,
                      port->dtype);
     if (port->width == 0 || port->width > BE_MAX_DIMENSION)
       return be_fail(error, BE_ERR_PROGRAM, "port width", -1, (int32_t)i, BE_MAX_DIMENSION,
@@ -267,7 +267,7 @@ static be_status verify_instruction(verifier *v, uint32_t index) {
     status = verify_order(v, extents);
   if (status != BE_OK)
     return status;
-  if (in->opcode == BE_OP_embed) {
+  if (in->opcode == BE_OP_embed || in->opcode == BE_OP_head_embed) {
     uint32_t port = be_operand_port(in->operand[2]);
     if (v->program->vocab[port] == 0 || in->dim[1] < v->program->vocab[port])
       v->program->vocab[port] = in->dim[1];
@@ -337,6 +337,10 @@ const be_program_header *be_program_info(const be_program *program) { return &pr
 const be_port *be_program_port(const be_program *program, uint32_t index) {
   uint32_t count = program->header.input_count + program->header.output_count;
   return index < count ? &program->ports[index] : NULL;
+}
+
+const be_instruction *be_program_instruction(const be_program *program, uint32_t index) {
+  return index < program->header.instruction_count ? &program->instructions[index] : NULL;
 }
 
 size_t be_program_bytes(const be_program *program) {

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitnet_edge._numpy import np
 from bitnet_edge.container import BteFile, open_bte
 from bitnet_edge.dtypes import DType
-from bitnet_edge.errors import FormatError, MissingTensor
+from bitnet_edge.errors import ArgumentError, FormatError, MissingTensor
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.graph import Graph
+from bitnet_edge.head_packing import HEAD_DTYPES, STORED, head_storage, packed_heads
 from bitnet_edge.packing import unpack_p16
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class _BteWeights:
         """See `WeightSource.load`."""
         tensor = self._tensors[name]
         data = np.frombuffer(self._file.tensor(tensor), np.uint8)
+        if tensor.dtype in (DType.I8_ROWS.value, DType.I4_GROUPS.value):
+            return data
         if tensor.dtype == DType.TERNARY.value:
             return unpack_p16(data, *tensor.shape)
         return data.view(_NUMPY[DType(tensor.dtype)]).reshape(tensor.shape)
@@ -53,14 +57,32 @@ def load_bte(path: Path) -> ModelSource:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"[bte] the graph is not JSON: {error} ({path})") from None
     stored = {tensor.name: tensor for tensor in file.tensors}
+    head_dtype = _head_dtype(file)
+    try:
+        packed = packed_heads(graph, head_dtype)
+    except ArgumentError as error:
+        raise FormatError(
+            f"[bte] the graph has no head to be quantised: {error} ({path})"
+        ) from None
     for constant in graph.constants():
         tensor = stored.get(constant.name)
         if tensor is None:
             raise MissingTensor(f"[bte] constant {constant.name!r} is not stored ({path})")
-        if tensor.shape != constant.shape or tensor.dtype != constant.dtype.value:
+        expected = replace(constant, dtype=packed.get(constant.name, constant.dtype))
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype.value:
             raise FormatError(
-                f"[bte] expected {constant} for {constant.name!r}, got {tensor.dtype} "
+                f"[bte] expected {expected} for {constant.name!r}, got {tensor.dtype} "
                 f"{tensor.shape} ({path})"
             )
     tokenizer = bytes(file.section("tokenizer")) if "tokenizer" in file.sections else None
-    return ModelSource(graph, _BteWeights(file), tokenizer)
+    return ModelSource(graph, _BteWeights(file), tokenizer, head_dtype)
+
+
+def _head_dtype(file: BteFile) -> str:
+    """Return the head dtype that a file was written with."""
+    found = {tensor.dtype for tensor in file.tensors}
+    for head_dtype in HEAD_DTYPES:
+        storage = head_storage(head_dtype)
+        if storage is not None and storage.value in found:
+            return head_dtype
+    return STORED

@@ -117,6 +117,14 @@ def small_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def head_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one quantised table for embedding and head."""
+    path = tmp_path_factory.mktemp("fuzz") / "head.bte"
+    bitnet_edge.export(decoder(layers=1, tied=True), out=path, prefill_chunk=8, head_dtype="int4")
+    return path
+
+
 def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsys):
     for path in (bte, small_bte):
         out = run(sanitized, path, "truncations")
@@ -125,7 +133,7 @@ def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsy
         assert int(out.split()[0]) > 30
 
 
-@pytest.mark.parametrize("which", ["bte", "small_bte"])
+@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte"])
 def test_mutations_end_in_a_typed_error_or_a_correct_run(which, sanitized, request, capsys):
     path = request.getfixturevalue(which)
     out = run(sanitized, path, "mutations", 20261124, MUTATIONS)

@@ -9,7 +9,7 @@ import pytest
 import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.api import import_model
-from bitnet_edge.dtypes import DType
+from bitnet_edge.planner import KV_DTYPES
 from bitnet_edge.reference import ReferenceModel
 from tests.conftest import GOLDEN, LAYOUTS, checkpoint
 
@@ -66,7 +66,7 @@ def test_every_prefill_chunk_gives_the_same_bits(chunk, threads, ids, scalar_log
     assert np.asarray(model.logits(ids)).tobytes() == scalar_logits["packed"].tobytes()
 
 
-@pytest.mark.parametrize("kv_dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_the_numpy_reference_gives_the_same_bits(kv_dtype, ids, tmp_path):
     source = import_model(checkpoint("packed"))
     out = tmp_path / "model.bte"

@@ -16,9 +16,11 @@ from tests.conftest import ROOT
 ORDER = [
     ["errors"],
     ["dtypes", "_numpy"],
-    ["graph"],
+    ["graph", "quantization"],
     ["ops"],
-    ["packing", "profiles", "lowering", "reference"],
+    ["packing", "profiles", "lowering"],
+    ["head_packing"],
+    ["reference"],
     ["planner"],
     ["program"],
     ["writer"],

@@ -8,6 +8,7 @@ import pytest
 
 import bitnet_edge
 from bitnet_edge import _engine
+from bitnet_edge.head_packing import packed_heads
 from bitnet_edge.lowering import _Lowering, lower
 from bitnet_edge.ops import OPS
 from bitnet_edge.reference import REFERENCE, ReferenceModel
@@ -35,7 +36,9 @@ def test_every_instruction_is_reached_by_some_graph():
     x = b.input("x", 32)
     b.node("rms_norm", "n", (x, b.constant("g", (32,))), 32, eps=1e-5)
     sources = [decoder(), b.source(["x"], ["n.out"])]
-    reached = {i.op for s in sources for i in lower(s.graph).instructions}
+    tied = decoder(tied=True).graph
+    packed = lower(tied, packed_heads(tied, "int8")).instructions
+    reached = {i.op for s in sources for i in (*lower(s.graph).instructions, *packed)}
     assert reached == set(_engine.op_table())
 
 

@@ -69,7 +69,7 @@ def test_context_comes_from_profile_model_or_caller(profile):
         ({"context": 101}, "expected context 1 .. 100, got 101"),
         ({"prefill_chunk": 5000}, "expected prefill_chunk 1 .. 4096, got 5000"),
         ({"threads": 65}, "expected threads 1 .. 64, got 65"),
-        ({"kv_dtype": "int8"}, "expected kv_dtype f32 or f16, got 'int8'"),
+        ({"kv_dtype": "int2"}, "expected kv_dtype f32, f16, int8 or int4, got 'int2'"),
     ],
 )
 def test_pinned_choices_are_checked(choice, message, profile):
@@ -97,15 +97,15 @@ def test_a_tight_budget_halves_the_cache_then_the_chunk_then_gives_up(profile):
     assert small.kv_dtype is DType.F16
     assert small.prefill_chunk < half.prefill_chunk
     with pytest.raises(BudgetExceeded, match="a context of [0-9]+ would fit") as caught:
-        make_plan(big_cache(), private(profile, 9))
+        make_plan(big_cache(), private(profile, 12))
     error = caught.value
-    assert error.needed > error.allowed == 9 << 20
+    assert error.needed > error.allowed == 12 << 20
     assert sum(error.breakdown.values()) == error.needed
     context = int(str(caught.value).split("a context of ")[1].split()[0])
-    fits = make_plan(big_cache(), private(profile, 9), context=context)
-    assert fits.budget.needed <= 9 << 20
+    fits = make_plan(big_cache(), private(profile, 12), context=context)
+    assert fits.budget.needed <= 12 << 20
     with pytest.raises(BudgetExceeded):
-        make_plan(big_cache(), private(profile, 9), context=context + 1)
+        make_plan(big_cache(), private(profile, 12), context=context + 1)
 
 
 def test_no_context_at_all(profile):

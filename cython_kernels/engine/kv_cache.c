@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#include "kv_cache.h"
+
+#include <string.h>
+
+#include "program.h"
+
+be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions) {
+  if (dtype == BE_F32 || dtype == BE_F16) {
+    uint64_t row_bytes = (uint64_t)head_dim * be_dtype_bytes(dtype);
+    return (be_kv_layout){row_bytes, 0, positions * row_bytes, positions * row_bytes};
+  }
+  uint64_t groups = be_round_up(head_dim, BE_KV_GROUP) / BE_KV_GROUP;
+  be_kv_layout layout = {be_round_up(head_dim, BE_BLOCK_K), sizeof(float), 0, 0};
+  if (dtype == BE_I4)
+    layout = (be_kv_layout){groups * (BE_KV_GROUP / 2), groups * sizeof(uint16_t), 0, 0};
+  layout.scales_at = be_round_up(positions * layout.row_bytes, BE_OPERAND_ALIGNMENT);
+  layout.head_bytes =
+      layout.scales_at + be_round_up(positions * layout.scale_bytes, BE_OPERAND_ALIGNMENT);
+  return layout;
+}
+
+uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
+                           uint32_t positions) {
+  return kv_heads * be_kv_layout_of(dtype, head_dim, positions).head_bytes;
+}
+
+void be_kv_append(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout,
+                  uint8_t *head, size_t row, const float *x, size_t head_dim) {
+  uint8_t *at = head + row * layout->row_bytes;
+  uint8_t *scales = head + layout->scales_at + row * layout->scale_bytes;
+  if (dtype == BE_F32) {
+    memcpy(at, x, head_dim * sizeof *x);
+  } else if (dtype == BE_F16) {
+    kernels->f32_to_f16((uint16_t *)at, x, head_dim);
+  } else if (dtype == BE_I8) {
+    float inverse;
+    int32_t sum;
+    kernels->quantize_i8((int8_t *)at, &inverse, &sum, x, head_dim);
+    *(float *)scales = 1.0f / inverse;
+  } else {
+    kernels->quantize_kv_i4(at, (uint16_t *)scales, x, head_dim);
+  }
+}
+
+void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout, float *out,
+                  const float *q, const uint8_t *k_head, const uint8_t *v_head, size_t n_heads,
+                  size_t n_keys, size_t head_dim, float scale) {
+  const uint8_t *k_scales = k_head + layout->scales_at, *v_scales = v_head + layout->scales_at;
+  if (dtype == BE_F32)
+    kernels->attention_f32(out, q, (const float *)k_head, (const float *)v_head, n_heads, n_keys,
+                           head_dim, scale);
+  else if (dtype == BE_F16)
+    kernels->attention_f16(out, q, (const uint16_t *)k_head, (const uint16_t *)v_head, n_heads,
+                           n_keys, head_dim, scale);
+  else if (dtype == BE_I8)
+    kernels->attention_i8(out, q, (const int8_t *)k_head, (const float *)k_scales,
+                          (const int8_t *)v_head, (const float *)v_scales, n_heads, n_keys,
+                          head_dim, scale);
+  else
+    kernels->attention_i4(out, q, k_head, (const uint16_t *)k_scales, v_head,
+                          (const uint16_t *)v_scales, n_heads, n_keys, head_dim, scale);
+}

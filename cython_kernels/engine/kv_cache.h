@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+// The KV cache: how its rows lie in memory, the same on every ISA, and the two things done to it.
+//
+// A cache tensor is kv_heads heads, one after the other; a head is `positions` rows:
+//   f32, f16  rows of head_dim elements
+//   int8      rows of head_dim codes padded to 16, then one float32 scale a row
+//   int4      rows of 16 bytes for every 32 elements (the last group padded), then one bfloat16
+//             scale a group; scalar/quantize_kv_i4.c has the order of the codes
+// Codes and scales begin on cache lines. A position costs head_dim + 4 bytes in int8 and
+// head_dim * 9 / 16 in int4, against head_dim * 2 in f16.
+#ifndef BITNET_EDGE_ENGINE_KV_CACHE_H
+#define BITNET_EDGE_ENGINE_KV_CACHE_H
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+// One head's part of a cache, in bytes.
+typedef struct be_kv_layout {
+  uint64_t row_bytes;   // of elements or codes
+  uint64_t scale_bytes; // of one row; 0 for floats
+  uint64_t scales_at;   // from the head's start
+  uint64_t head_bytes;
+} be_kv_layout;
+
+// `dtype` is BE_F32, BE_F16, BE_I8 or BE_I4.
+be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions);
+
+// Writes row `row` of one head: head_dim floats, rounded or quantised.
+void be_kv_append(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout,
+                  uint8_t *head, size_t row, const float *x, size_t head_dim);
+
+// One position of the query heads that share a key/value head, over its first n_keys rows.
+void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout, float *out,
+                  const float *q, const uint8_t *k_head, const uint8_t *v_head, size_t n_heads,
+                  size_t n_keys, size_t head_dim, float scale);
+
+#endif

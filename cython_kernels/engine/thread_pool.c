@@ -23,7 +23,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#if !defined(_WIN32)
+#if !defined(_WIN32) && !defined(__wasi__)
 #include <signal.h>
 #endif
 #if defined(__linux__)
@@ -241,7 +241,7 @@ static bool fork_handler_set;
 
 // ---- What differs between systems -------------------------------------------------------------
 
-#if defined(_WIN32)
+#if defined(_WIN32) || defined(__wasi__)
 static void set_fork_handler(void) { fork_handler_set = true; }
 #else
 static void after_fork_in_child(void) {
@@ -258,7 +258,7 @@ static void set_fork_handler(void) {
 
 // Signals belong to the application's threads (an interpreter's Ctrl-C handler, say), all but
 // those that a fault raises in the very thread: blocked, they would kill without a trace.
-#if defined(_WIN32)
+#if defined(_WIN32) || defined(__wasi__)
 typedef int signal_mask;
 static void block_signals(signal_mask *saved) { *saved = 0; }
 static void restore_signals(const signal_mask *saved) { (void)saved; }

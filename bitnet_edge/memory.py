@@ -50,12 +50,13 @@ def private_bytes() -> int:
     """
     if not sys.platform.startswith(("linux", "android")):
         return 0
-    total = 0
-    with open("/proc/self/smaps_rollup", "rb") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith((b"Private_Clean:", b"Private_Dirty:")):
-                total += int(line.split()[1]) * 1024
-    return total
+    try:
+        with open("/proc/self/smaps_rollup", "rb") as file:  # noqa: PTH123
+            lines = file.readlines()
+    except OSError:  # no /proc, or Android before Linux 4.14
+        return 0
+    private = (line for line in lines if line.startswith((b"Private_Clean:", b"Private_Dirty:")))
+    return sum(int(line.split()[1]) * 1024 for line in private)
 
 
 class MemoryReport:

@@ -31,7 +31,7 @@ ALIGNMENT = 64
 # keeps it honest); the planner must not be optimistic about it.
 INTERPRETER_BYTES = 11 * 1024 * 1024
 THREAD_BYTES = 96 * 1024  # stack pages a worker touches, and its bookkeeping
-TOKENIZER_BYTES = 4096  # its handle; the vocabulary stays in the file (tests/unit/test_tokenizer.py)
+TOKENIZER_BYTES = 4096  # its handle; the vocabulary stays in the file
 SAMPLER_BYTES_PER_TOKEN = 8
 CHUNKS = (128, 64, 32, 16, 8)
 # Formats of the KV cache, largest first. Each is taken when those before it do not fit, but int4

@@ -25,7 +25,8 @@ COMMANDS = {
     "plan": ("plan", "size a checkpoint to a device without writing anything"),
     "generate": ("generate", "continue a prompt"),
     "inspect": ("inspect", "show what is in a .bte file"),
-    "bench": ("bench", "measure prefill, decode and memory of a .bte file"),
+    "bench": ("bench", "measure speed against what this machine's memory and kernels give"),
+    "synth": ("synth", "write a .bte file of a true geometry with made-up weights"),
     "devices": ("devices", "list the device profiles, or show one"),
     "info": ("info", "show this machine's instruction sets and the kernels chosen"),
 }

@@ -1,86 +1,151 @@
 # SPDX-License-Identifier: MIT
-"""``bitnet-edge bench FILE``: prefill, decode and private memory, medians of several runs."""
+"""``bitnet-edge bench``: how fast, and how near to what this machine can give.
+
+A FILE is measured with what a device has: the standard library and the engine. ``--geometry`` and
+``--vs`` make models and run other people's engines: they need the host's side and the extra
+``[bench]``.
+"""
 
 from __future__ import annotations
 
 import argparse
-import time
-from array import array
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from bitnet_edge.cli.text import print_json, size, table
+from bitnet_edge.bench.gate import load_baseline, parse_allowance, regressions, save_baseline
+from bitnet_edge.bench.measure import bench_model
+from bitnet_edge.cli.text import print_json, progress_bar
 from bitnet_edge.errors import ArgumentError
-from bitnet_edge.memory import private_bytes
-from bitnet_edge.runtime import Model, load
+from bitnet_edge.runtime import load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["configure", "run"]
+
+PEERS = ("llama-cpp", "litert", "onnxruntime")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("file", help="a .bte file")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("file", nargs="?", help="a .bte file")
+    parser.add_argument("--geometry", help="measure a made-up model of this geometry (see synth)")
+    parser.add_argument("--kernels", action="store_true", help="measure the ternary kernels alone")
+    parser.add_argument("--threads", type=_counts, help="one number, or several: 1,2")
+    parser.add_argument("--prompt-tokens", type=_counts, default=[128, 512], metavar="N[,N...]")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=7, help="runs of which the median counts")
+    parser.add_argument("--runs", type=int, default=7, help="rounds of which the median counts")
+    parser.add_argument("--x-scalar", action="store_true", help="gain of each op over scalar code")
+    parser.add_argument("--kv-dtype", default="f16", help="KV cache of a --geometry model")
+    parser.add_argument("--head-dtype", help="output layer of a --geometry model")
+    parser.add_argument("--profile", metavar="TRACE.json", help="write a Perfetto trace")
+    parser.add_argument(
+        "--vs",
+        action="append",
+        choices=PEERS,
+        default=[],
+        help="compare in alternation: llama-cpp with a --geometry, the others with one product",
+    )
+    parser.add_argument("--save", metavar="BASE.json", help="store the figures as a baseline")
+    parser.add_argument("--baseline", metavar="BASE.json", help="exit 1 when slower than this")
+    parser.add_argument("--max-latency", default="+10%", help="slower by how much; default +10%%")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    with load(args.file, args.threads) as model:
-        prompt_tokens = min(args.prompt_tokens, model.context)
-        new_tokens = min(args.new_tokens, model.context - 1)
-        if min(args.runs, prompt_tokens, new_tokens) < 1:
-            raise ArgumentError("[bench] runs, prompt-tokens and new-tokens must be 1 or more")
-        ids = array("i", [i * 7919 % model.vocab_size for i in range(prompt_tokens)])
-        prefill = _median(args.runs, lambda: _prefill(model, ids))
-        decode = _median(args.runs, lambda: _decode(model, ids[:1], new_tokens))
-        data = {
-            "model": model.name,
-            "threads": model.threads,
-            "prompt_tokens": prompt_tokens,
-            "prefill_tokens_per_second": prompt_tokens / prefill,
-            "new_tokens": new_tokens,
-            "decode_tokens_per_second": new_tokens / decode,
-            "decode_us_per_token": 1e6 * decode / new_tokens,
-            "process_private_bytes": private_bytes(),
-        }
-    if args.json:
-        print_json(data)
-        return 0
-    rows = [
-        ("prefill", f"{data['prefill_tokens_per_second']:.0f} tokens/s", f"{prompt_tokens} tokens"),
-        (
-            "decode",
-            f"{data['decode_tokens_per_second']:.0f} tokens/s",
-            f"{new_tokens} tokens, {data['decode_us_per_token']:.1f} us each, Python included",
-        ),
-        ("private memory", size(private_bytes()), "the whole process, interpreter included"),
-    ]
-    print(f"{data['model']}, {data['threads']} threads, medians of {args.runs} runs")
-    print(table(rows, right=(1,)))
-    return 0
+    if args.file and args.geometry:
+        raise ArgumentError("[bench] expected a FILE or --geometry, got both")
+    if "llama-cpp" in args.vs and not args.geometry:
+        raise ArgumentError("[bench] --vs llama-cpp needs --geometry: both make the same model")
+    if not (args.file or args.geometry or args.kernels or args.vs):
+        raise ArgumentError("[bench] expected a FILE, --geometry, --kernels or --vs")
+    if (args.save or args.baseline or args.profile) and not (args.file or args.geometry):
+        raise ArgumentError("[bench] --save, --baseline and --profile need a FILE or --geometry")
+    allowance = parse_allowance(args.max_latency)
+    baseline = load_baseline(args.baseline) if args.baseline else None
+    data: dict[str, Any] = {}
+    failures: list[str] = []
+    if args.file or args.geometry:
+        with _file(args) as path:
+            data["models"] = [_bench(path, args, threads) for threads in args.threads or [None]]
+            if "llama-cpp" in args.vs:
+                from bitnet_edge.bench.peers import against_llama_cpp
+
+                data["llama-cpp"] = [
+                    against_llama_cpp(
+                        path, args.geometry, result["threads"], args.prompt_tokens, args.runs
+                    )
+                    for result in data["models"]
+                ]
+        if baseline:
+            failures = regressions(baseline, data["models"], allowance)
+        if args.save:
+            save_baseline(data["models"], args.save)
+    if args.kernels:
+        from bitnet_edge.bench.kernels import bench_kernels
+
+        data["kernel_rows"] = bench_kernels(args.threads or [1], args.runs)["rows"]
+    products = [peer for peer in args.vs if peer != "llama-cpp"]
+    if products:
+        from bitnet_edge.bench.products import against_products
+
+        data["products"] = against_products(products, args.runs)
+    _print(data, as_json=args.json)
+    for line in failures:
+        print(f"bitnet-edge: regression: {line}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def _median(runs: int, measured: Callable[[], float]) -> float:
-    measured()  # warm up: pages, caches, clock
-    return sorted(measured() for _ in range(runs))[runs // 2]
+def _bench(path: str, args: argparse.Namespace, threads: int | None) -> dict[str, Any]:
+    with load(path, threads) as model:
+        result = bench_model(
+            model,
+            prompts=args.prompt_tokens,
+            new_tokens=args.new_tokens,
+            runs=args.runs,
+            compare_scalar=args.x_scalar,
+        )
+        if args.profile:
+            from bitnet_edge.bench.trace import trace_model, write_trace
+
+            write_trace(trace_model(model, min(args.prompt_tokens), 8), args.profile)
+    return result
 
 
-def _prefill(model: Model, ids: array[int]) -> float:
-    start = time.perf_counter()
-    for position, chunk in model.chunks(ids):
-        model.session.prefill(chunk, position, position + len(chunk) == len(ids))
-    return time.perf_counter() - start
+@contextmanager
+def _file(args: argparse.Namespace) -> Iterator[str]:
+    """Give the path of the file to measure; a made-up one is gone afterwards."""
+    if args.file:
+        yield args.file
+        return
+    from bitnet_edge.bench.made import write_geometry
+
+    with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
+        yield write_geometry(
+            args.geometry,
+            scratch,
+            positions=max(*args.prompt_tokens, args.new_tokens) + 1,
+            kv_dtype=args.kv_dtype,
+            head_dtype=args.head_dtype,
+            progress=progress_bar("writing"),
+        )
 
 
-def _decode(model: Model, prompt: array[int], new_tokens: int) -> float:
-    """Time greedy decoding of exactly ``new_tokens`` tokens, sampling and text included."""
-    generation = model.generate(list(prompt), max_tokens=new_tokens + 1, ignore_eos=True)
-    next_piece = generation.advance
-    next_piece()  # the prompt
-    start = time.perf_counter()
-    for _ in range(new_tokens):
-        next_piece()
-    return time.perf_counter() - start
+def _print(data: dict[str, Any], *, as_json: bool) -> None:
+    """Print what was measured; JSON of one model alone is that model's object."""
+    if as_json:
+        print_json(
+            data["models"][0] if set(data) == {"models"} and len(data["models"]) == 1 else data
+        )
+        return
+    from bitnet_edge.bench.report import lines
+
+    print("\n".join(lines(data)))

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: MIT
-// Executes a verified program: every phase's work items are shared out among the threads
-// (work_share.h), a barrier separates phases that are shared.
+// What each work item of each instruction computes (program_run.h).
 //
 // Which thread computes an item, and in how many pieces a run is cut, never changes a result: an
 // item owns its output rows, integer sums are exact, and every float sum is inside one kernel call
 // whose order is fixed.
-#include <stdlib.h>
+#include "program_run.h"
+
 #include <string.h>
 
 #include "angles.h"
 #include "head_row.h"
 #include "kernels.h"
 #include "kv_cache.h"
-#include "profile.h"
 #include "program.h"
-#include "thread_pool.h"
-#include "work_share.h"
 
 enum {
   CACHE_LINE = 64,
@@ -29,60 +26,25 @@ enum {
   GEMM_TOKENS = 64
 };
 
-struct be_session {
-  const be_program *program;
-  uint8_t *arena, *state;
-  void *arena_block, *state_block; // as allocated, before alignment
-  be_work_share *share;            // of the phase that is running
-  void *share_block;
-  be_profile *profile; // NULL: not recorded
-  uint32_t threads;
-  uint32_t valid_positions;
-};
-
-// One forward pass.
-typedef struct pass {
-  const be_session *session;
-  const be_kernels *kernels;
-  const void *const *inputs;
-  void *const *outputs;
-  uint32_t n_tokens, position, output_rows;
-} pass;
-
 // Row t of operand i: arena and inputs are indexed by token, outputs by output row.
 typedef struct rows {
   uint32_t begin, end; // tokens this instruction works on
 } rows;
 
-static be_kernels dispatch; // set by be_engine_init before the first run
-
-be_status be_engine_init(const char *name) {
-  uint32_t mask = be_cpu_detect();
-  if (name) {
-    be_status status = be_cpu_cap(name, mask, &mask);
-    if (status != BE_OK)
-      return status;
-  }
-  be_kernels_init(&dispatch, mask);
-  return BE_OK;
-}
-
-const be_kernels *be_engine_kernels(void) { return &dispatch; }
-
-static rows instruction_rows(const pass *p, const be_instruction *in) {
+static rows instruction_rows(const be_pass *p, const be_instruction *in) {
   bool tail = in->flags & BE_FLAG_OUTPUT_ROWS;
   return (rows){tail ? p->n_tokens - p->output_rows : 0, p->n_tokens};
 }
 
-static const void *resolve_read(const pass *p, uint64_t operand) {
+static const void *resolve_read(const be_pass *p, uint64_t operand) {
   uint64_t offset = be_operand_offset(operand);
   switch (be_operand_region(operand)) {
   case BE_REGION_WEIGHTS:
-    return p->session->program->weights + offset;
+    return p->program->weights + offset;
   case BE_REGION_ARENA:
-    return p->session->arena + offset;
+    return p->arena + offset;
   case BE_REGION_STATE:
-    return p->session->state + offset;
+    return p->state + offset;
   case BE_REGION_INPUT:
     return p->inputs[be_operand_port(operand)];
   default:
@@ -91,16 +53,16 @@ static const void *resolve_read(const pass *p, uint64_t operand) {
 }
 
 // Start of row 0; for an output it lies before the buffer, so that token indices work for both.
-static void *resolve_write(const pass *p, uint64_t operand, size_t row_bytes) {
+static void *resolve_write(const be_pass *p, uint64_t operand, size_t row_bytes) {
   uint64_t offset = be_operand_offset(operand);
   switch (be_operand_region(operand)) {
   case BE_REGION_STATE:
-    return p->session->state + offset;
+    return p->state + offset;
   case BE_REGION_OUTPUT:
     return (void *)((uintptr_t)p->outputs[be_operand_port(operand)] -
                     (p->n_tokens - p->output_rows) * row_bytes);
   default:
-    return p->session->arena + offset;
+    return p->arena + offset;
   }
 }
 
@@ -126,27 +88,27 @@ static void scale_row(float *y, size_t width, float multiplier) {
       y[i] *= multiplier;
 }
 
-static void run_embed(const pass *p, const be_instruction *in, size_t t) {
+static void run_embed(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   float *y = WRITE(float, 0, width) + t * width;
   widen_row(p->kernels, y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
   scale_row(y, width, in->scalar[0]);
 }
 
-static void run_head_embed(const pass *p, const be_instruction *in, size_t t) {
+static void run_head_embed(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   float *y = WRITE(float, 0, width) + t * width;
   be_head_row(y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
   scale_row(y, width, in->scalar[0]);
 }
 
-static void run_rms_norm(const pass *p, const be_instruction *in, size_t t) {
+static void run_rms_norm(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   p->kernels->rms_norm_f32(WRITE(float, 0, width) + t * width, READ(float, 1) + t * width,
                            READ(float, 2), width, in->scalar[0]);
 }
 
-static void run_quantize(const pass *p, const be_instruction *in, size_t t) {
+static void run_quantize(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0], padded = be_round_up(width, BE_BLOCK_K);
   int8_t *q = WRITE(int8_t, 0, padded) + t * padded;
   float *s = WRITE(float, 1, 1) + t;
@@ -158,7 +120,7 @@ static void run_quantize(const pass *p, const be_instruction *in, size_t t) {
     p->kernels->rms_norm_quantize_i8(q, s, q_sum, x, READ(float, 4), width, in->scalar[0]);
 }
 
-static void run_quantize_wide(const pass *p, const be_instruction *in, size_t t) {
+static void run_quantize_wide(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0], padded = be_round_up(width, BE_WIDE_K);
   size_t groups = padded / BE_I4_GROUP_K;
   p->kernels->quantize_i16(WRITE(int16_t, 0, padded) + t * padded, WRITE(float, 1, 1) + t,
@@ -166,7 +128,7 @@ static void run_quantize_wide(const pass *p, const be_instruction *in, size_t t)
                            width, be_head_limit((uint32_t)width));
 }
 
-static void run_gated_activation(const pass *p, const be_instruction *in, size_t t) {
+static void run_gated_activation(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   float *y = WRITE(float, 0, width) + t * width;
   const float *gate = READ(float, 1) + t * width, *up = READ(float, 2) + t * width;
@@ -176,19 +138,19 @@ static void run_gated_activation(const pass *p, const be_instruction *in, size_t
     p->kernels->silu_mul_f32(y, gate, up, width);
 }
 
-static void run_add(const pass *p, const be_instruction *in, size_t t) {
+static void run_add(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   p->kernels->add_f32(WRITE(float, 0, width) + t * width, READ(float, 1) + t * width,
                       READ(float, 2) + t * width, width);
 }
 
-static void run_rope_angles(const pass *p, const be_instruction *in, size_t t) {
+static void run_rope_angles(const be_pass *p, const be_instruction *in, size_t t) {
   size_t half = in->dim[0];
   float *y = WRITE(float, 0, 2 * half) + t * 2 * half;
   be_rope_angles(y, y + half, READ(float, 1), half, p->position + (uint32_t)t, in->scalar[0]);
 }
 
-static void run_rope(const pass *p, const be_instruction *in, size_t t) {
+static void run_rope(const be_pass *p, const be_instruction *in, size_t t) {
   size_t heads = in->dim[0], head_dim = in->dim[1], half = head_dim / 2;
   const float *x = READ(float, 1) + t * heads * head_dim;
   const float *angles = READ(float, 2) + t * head_dim;
@@ -197,11 +159,11 @@ static void run_rope(const pass *p, const be_instruction *in, size_t t) {
     p->kernels->rope_f32(y + h * head_dim, x + h * head_dim, angles, angles + half, half);
 }
 
-static be_kv_layout kv_layout(const pass *p, uint32_t dtype, uint32_t head_dim) {
-  return be_kv_layout_of(dtype, head_dim, p->session->program->header.max_positions);
+static be_kv_layout kv_layout(const be_pass *p, uint32_t dtype, uint32_t head_dim) {
+  return be_kv_layout_of(dtype, head_dim, p->program->header.max_positions);
 }
 
-static void run_kv_append(const pass *p, const be_instruction *in, size_t t) {
+static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) {
   size_t heads = in->dim[0], head_dim = in->dim[1], half = head_dim / 2;
   const be_kv_layout layout = kv_layout(p, in->dim[2], in->dim[1]);
   uint8_t *cache = WRITE(uint8_t, 0, 0);
@@ -221,7 +183,7 @@ static void run_kv_append(const pass *p, const be_instruction *in, size_t t) {
   }
 }
 
-static void run_attention(const pass *p, const be_instruction *in, size_t item) {
+static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
   size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
   const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
   size_t t = instruction_rows(p, in).begin + item / kv_heads, kv_head = item % kv_heads;
@@ -247,7 +209,7 @@ static size_t ternary_item_panels(const be_instruction *in, size_t tokens) {
   return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
 }
 
-static void run_ternary_linear(const pass *p, const be_instruction *in, size_t item) {
+static void run_ternary_linear(const be_pass *p, const be_instruction *in, size_t item) {
   rows r = instruction_rows(p, in);
   size_t n_rows = in->dim[0], padded_k = be_round_up(in->dim[1], BE_BLOCK_K);
   size_t k_blocks = padded_k / BE_BLOCK_K, panel_bytes = k_blocks * BE_BLOCK_BYTES;
@@ -285,7 +247,7 @@ static size_t dense_item_rows(const be_instruction *in) {
   return rows_per_item < 8 ? 8 : rows_per_item;
 }
 
-static void run_dense_linear(const pass *p, const be_instruction *in, size_t item) {
+static void run_dense_linear(const be_pass *p, const be_instruction *in, size_t item) {
   rows r = instruction_rows(p, in);
   size_t n_rows = in->dim[0], k = in->dim[1];
   size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
@@ -310,7 +272,7 @@ static size_t head_item_panels(const be_instruction *in) {
   return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
 }
 
-static void run_head_linear(const pass *p, const be_instruction *in, size_t item) {
+static void run_head_linear(const be_pass *p, const be_instruction *in, size_t item) {
   rows r = instruction_rows(p, in);
   size_t n_rows = in->dim[0], k = in->dim[1], padded = be_round_up(k, BE_WIDE_K);
   size_t groups = padded / BE_I4_GROUP_K, panels = head_item_panels(in);
@@ -336,7 +298,7 @@ static void run_head_linear(const pass *p, const be_instruction *in, size_t item
 }
 
 // Independent pieces of work in one instruction of this pass.
-static size_t item_count(const pass *p, const be_instruction *in) {
+size_t be_item_count(const be_pass *p, const be_instruction *in) {
   rows r = instruction_rows(p, in);
   size_t tokens = r.end - r.begin;
   switch (in->opcode) {
@@ -357,7 +319,7 @@ static size_t item_count(const pass *p, const be_instruction *in) {
   }
 }
 
-static void run_item(const pass *p, const be_instruction *in, size_t item) {
+void be_run_item(const be_pass *p, const be_instruction *in, size_t item) {
   size_t t = instruction_rows(p, in).begin + item; // for the ops whose item is a token
   switch ((be_opcode)in->opcode) {
   case BE_OP_embed:
@@ -404,199 +366,4 @@ static void run_item(const pass *p, const be_instruction *in, size_t item) {
     run_head_embed(p, in, t);
     break;
   }
-}
-
-// The phases to run: all, or those before the tail when no output row is wanted.
-static bool phase_wanted(const pass *p, uint32_t phase) {
-  const be_program *program = p->session->program;
-  if (phase == program->phase_count)
-    return false;
-  const be_instruction *first = &program->instructions[program->phase_begin[phase]];
-  return p->output_rows > 0 || !(first->flags & BE_FLAG_OUTPUT_ROWS);
-}
-
-static void run_whole_phase(const pass *p, uint32_t phase, unsigned thread) {
-  const be_program *program = p->session->program;
-  be_profile *profile = p->session->profile;
-  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
-    size_t count = item_count(p, &program->instructions[i]);
-    uint64_t begin = profile ? be_profile_now() : 0;
-    for (size_t item = 0; item < count; item++)
-      run_item(p, &program->instructions[i], item);
-    if (profile)
-      be_profile_add(profile, thread, i, begin);
-  }
-}
-
-static void run_alone(const pass *p) {
-  for (uint32_t phase = 0; phase_wanted(p, phase); phase++)
-    run_whole_phase(p, phase, 0);
-}
-
-// Items are numbered through the phase's instructions.
-static size_t phase_items(const pass *p, uint32_t phase) {
-  const be_program *program = p->session->program;
-  size_t total = 0;
-  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
-    total += item_count(p, &program->instructions[i]);
-  return total;
-}
-
-// Takes items of the phase until none is left.
-static void run_phase_share(const pass *p, uint32_t phase, unsigned thread, unsigned n_threads) {
-  const be_program *program = p->session->program;
-  be_profile *profile = p->session->profile;
-  uint32_t i = program->phase_begin[phase];
-  size_t item, first = 0, count = item_count(p, &program->instructions[i]); // of instruction i
-  uint64_t begin = 0; // of this thread's share of instruction i, when that is recorded
-  while (be_work_take(p->session->share, thread, n_threads, &item)) {
-    if (item - first >= count) { // also when item < first
-      if (begin)
-        be_profile_add(profile, thread, i, begin);
-      begin = 0;
-      if (item < first) {
-        i = program->phase_begin[phase];
-        first = 0;
-        count = item_count(p, &program->instructions[i]);
-      }
-      while (item - first >= count) {
-        first += count;
-        count = item_count(p, &program->instructions[++i]);
-      }
-    }
-    if (profile && !begin)
-      begin = be_profile_now();
-    run_item(p, &program->instructions[i], item - first);
-  }
-  if (begin)
-    be_profile_add(profile, thread, i, begin);
-}
-
-// The first phase from `phase` on with an instruction that can be shared out.
-static uint32_t next_shared_phase(const pass *p, uint32_t phase) {
-  const be_program *program = p->session->program;
-  for (; phase_wanted(p, phase); phase++)
-    for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
-      if (item_count(p, &program->instructions[i]) > 1)
-        return phase;
-  return phase;
-}
-
-// Phases of single items (of one token: norms, sums, rotations, appends) are not worth a barrier
-// each: the last participant to leave the phase before does them while the others wait.
-static void run_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
-  const pass *p = context;
-  if (n_threads == 1) {
-    run_alone(p);
-    return;
-  }
-  bool last = thread == 0;
-  for (uint32_t phase = 0;; phase++) {
-    uint32_t shared = next_shared_phase(p, phase);
-    for (; last && phase < shared; phase++)
-      run_whole_phase(p, phase, thread);
-    phase = shared;
-    if (!phase_wanted(p, phase))
-      return;
-    if (last)
-      be_work_begin(p->session->share, phase_items(p, phase), n_threads);
-    be_barrier_wait(barrier);
-    run_phase_share(p, phase, thread, n_threads);
-    last = be_work_leave(p->session->share, n_threads);
-  }
-}
-
-static void *align_up(void *block) { return (void *)be_round_up((uintptr_t)block, CACHE_LINE); }
-
-be_status be_session_create(be_session **out, const be_program *program, uint32_t threads) {
-  *out = NULL;
-  if (threads < 1 || threads > BE_MAX_THREADS)
-    return BE_ERR_ARGUMENT;
-  be_session *session = calloc(1, sizeof *session);
-  if (!session)
-    return BE_ERR_NO_MEMORY;
-  session->program = program;
-  session->threads = threads;
-  // calloc: pages of a large block stay untouched, hence uncounted, until they are used.
-  session->arena_block = calloc(1, program->header.arena_bytes + CACHE_LINE);
-  session->state_block = calloc(1, program->header.state_bytes + CACHE_LINE);
-  session->share_block = calloc(1, be_work_share_bytes(threads) + BE_WORK_LINE);
-  be_status status = BE_OK;
-  if (!session->arena_block || !session->state_block || !session->share_block)
-    status = BE_ERR_NO_MEMORY;
-  else if (threads > 1)
-    status = be_pool_reserve(threads);
-  if (status != BE_OK) {
-    be_session_destroy(session);
-    return status;
-  }
-  session->arena = align_up(session->arena_block);
-  session->state = align_up(session->state_block);
-  session->share = be_work_share_in(session->share_block);
-  *out = session;
-  return BE_OK;
-}
-
-void be_session_destroy(be_session *session) {
-  if (!session)
-    return;
-  free(session->arena_block);
-  free(session->state_block);
-  free(session->share_block);
-  free(session);
-}
-
-size_t be_session_bytes(const be_session *session) {
-  return sizeof *session + be_work_share_bytes(session->threads) + BE_WORK_LINE;
-}
-
-uint32_t be_session_position(const be_session *session) { return session->valid_positions; }
-
-be_status be_session_profile(be_session *session, be_profile *profile) {
-  if (profile && be_profile_threads(profile) < session->threads)
-    return BE_ERR_ARGUMENT;
-  session->profile = profile;
-  return BE_OK;
-}
-
-static be_status check_run(const be_session *session, const pass *p, be_error *error) {
-  const be_program *program = session->program;
-  const be_program_header *header = &program->header;
-  if (p->n_tokens < 1 || p->n_tokens > header->max_tokens)
-    return be_fail(error, BE_ERR_ARGUMENT, "n_tokens", -1, -1, header->max_tokens, p->n_tokens);
-  if (p->output_rows > p->n_tokens)
-    return be_fail(error, BE_ERR_ARGUMENT, "output_rows", -1, -1, p->n_tokens, p->output_rows);
-  if (p->position > session->valid_positions)
-    return be_fail(error, BE_ERR_ARGUMENT, "position", -1, -1, session->valid_positions,
-                   p->position);
-  if (header->max_positions > 0 && p->n_tokens > header->max_positions - p->position)
-    return be_fail(error, BE_ERR_ARGUMENT, "context", -1, -1, header->max_positions,
-                   (uint64_t)p->position + p->n_tokens);
-  for (uint32_t i = 0; i < header->input_count; i++) {
-    const int32_t *ids = p->inputs[i];
-    for (uint32_t t = 0; program->vocab[i] != 0 && t < p->n_tokens; t++)
-      if (ids[t] < 0 || (uint32_t)ids[t] >= program->vocab[i])
-        return be_fail(error, BE_ERR_ARGUMENT, "token id", -1, (int32_t)t, program->vocab[i],
-                       (uint64_t)(int64_t)ids[t]);
-  }
-  return BE_OK;
-}
-
-be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
-                         uint32_t output_rows, const void *const *inputs, void *const *outputs,
-                         be_error *error) {
-  pass p = {session, &dispatch, inputs, outputs, n_tokens, position, output_rows};
-  be_status status = check_run(session, &p, error);
-  if (status != BE_OK)
-    return status;
-  uint64_t begin = session->profile ? be_profile_now() : 0;
-  if (session->threads == 1)
-    run_alone(&p);
-  else
-    be_pool_run(run_share, &p, session->threads);
-  if (session->profile)
-    be_profile_add_run(session->profile, begin);
-  if (session->program->header.max_positions > 0)
-    session->valid_positions = position + n_tokens;
-  return BE_OK;
 }

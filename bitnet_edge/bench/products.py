@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: MIT
+"""One matrix product, float row in and float row out, against the 2-bit kernels of others.
+
+The same ternary matrix goes to LiteRT as an INT2 fully-connected op (XNNPACK) and to onnxruntime as
+``MatMulNBits``. All quantise the row to int8 themselves; everybody runs on one thread, everything
+is in cache, and each round times each of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet_edge._numpy import np
+from bitnet_edge.api import export
+from bitnet_edge.bench.measure import median
+from bitnet_edge.dtypes import DType
+from bitnet_edge.errors import MissingDependency
+from bitnet_edge.exporters.sources.source import ModelSource
+from bitnet_edge.graph import N_TOKENS, Graph, Kind, ModelInfo, Node, Tensor
+from bitnet_edge.runtime import load
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Product = Callable[[], object]
+
+__all__ = ["against_products"]
+
+ROWS, K = 2560, 6912  # the feed-forward's last matrix in the 2B-4T model
+SCALE = 0.01
+_BLOCK = 128  # of onnxruntime: other sizes fall off a cliff
+_CALLS = 50
+
+
+def against_products(peers: list[str], runs: int = 7) -> dict[str, Any]:
+    """Measure one product of 2560 rows by 6912 columns.
+
+    Parameters
+    ----------
+    peers : list of str
+        ``litert``, ``onnxruntime``.
+    runs : int
+        Rounds of which the median counts; one more comes first to warm up.
+
+    Returns
+    -------
+    dict
+        ``shape`` and a row per engine; ``error`` is the largest deviation from the float product
+        over its largest value.
+
+    Raises
+    ------
+    MissingDependency
+        Without the extra ``[bench]``.
+    """
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-1, 2, (ROWS, K)).astype(np.int8)
+    x = rng.normal(size=(1, K)).astype(np.float32)
+    truth = x @ (weights.T * np.float32(SCALE))
+    makers = {"litert": _litert, "onnxruntime": _onnxruntime}
+    products = {"bitnet-edge": _ours(weights, x)}
+    products |= {peer: makers[peer](weights, x) for peer in peers}
+    errors = {name: _error(product(), truth) for name, product in products.items()}
+    rounds = [{name: _ms(product) for name, product in products.items()} for _ in range(runs + 1)]
+    return {
+        "shape": f"{ROWS}x{K}",
+        "rows": [
+            {
+                "engine": name,
+                "ms": median(r[name] for r in rounds[1:]),
+                "ratio": median(r[name] / r["bitnet-edge"] for r in rounds[1:]),
+                "error": f"{errors[name]:.1e}",
+            }
+            for name in products
+        ],
+    }
+
+
+def _ms(product: Product) -> float:
+    start = time.perf_counter()
+    for _ in range(_CALLS):
+        product()
+    return 1000 * (time.perf_counter() - start) / _CALLS
+
+
+def _error(y: Any, truth: NDArray[np.float32]) -> float:
+    return float(np.abs(np.asarray(y).reshape(truth.shape) - truth).max() / np.abs(truth).max())
+
+
+class _OneMatrix:
+    def __init__(self, weights: NDArray[np.int8]) -> None:
+        self.weights = weights
+
+    def load(self, name: str) -> NDArray[Any]:
+        """See `WeightSource.load`."""
+        return self.weights
+
+
+def _ours(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
+    tensors = [
+        Tensor("x", (N_TOKENS, K), DType.F32, Kind.INPUT),
+        Tensor("w", (ROWS, K), DType.TERNARY, Kind.CONSTANT),
+        Tensor("y", (N_TOKENS, ROWS), DType.F32),
+    ]
+    node = Node("ternary_linear", "linear", ("x", "w", ""), ("y",), {"scale": SCALE})
+    named = {tensor.name: tensor for tensor in tensors}
+    graph = Graph(ModelInfo("product", "product"), named, (node,), ("x",), ("y",))
+    with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
+        path = Path(scratch) / "product.bte"
+        export(ModelSource(graph, _OneMatrix(weights)), out=path, prefill_chunk=1)
+        model = load(path, threads=1)  # the mapping outlives the name
+    inputs, y = (array("f", x.reshape(-1)),), array("f", bytes(4 * ROWS))
+
+    def product() -> object:
+        model.session.run(inputs, (y,), 1)
+        return y
+
+    return product
+
+
+def _missing(package: str, error: ImportError) -> MissingDependency:
+    return MissingDependency(
+        f"[bench] comparing with {package} needs it: pip install 'bitnet-edge[bench]' ({error})"
+    )
+
+
+def _two_bits(codes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pack groups of four along the last axis, the first in the lowest bits."""
+    fields = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 4) & np.uint8(3)
+    shifts = np.array([0, 2, 4, 6], np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=-1)
+    return packed
+
+
+def _litert(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
+    try:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise _missing("ai-edge-litert", error) from error
+    interpreter = Interpreter(model_content=_tflite(schema, flatbuffers, weights), num_threads=1)
+    interpreter.allocate_tensors()
+
+    def product() -> object:
+        interpreter.set_tensor(0, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(2)
+
+    return product
+
+
+def _tflite(schema: Any, flatbuffers: Any, weights: NDArray[np.int8]) -> bytes:
+    """Return a model of one fully-connected op over INT2 weights.
+
+    The one scale is written once per row: XNNPACK does not take the op otherwise.
+    """
+    fully_connected, int2 = schema.BuiltinOperator.FULLY_CONNECTED, 19
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = np.full(ROWS, SCALE, np.float32)
+    quantization.zeroPoint = np.zeros(ROWS, np.int64)
+    tensors = []
+    for index, (name, shape, kind) in enumerate(
+        (
+            ("x", [1, K], schema.TensorType.FLOAT32),
+            ("w", [ROWS, K], int2),
+            ("y", [1, ROWS], schema.TensorType.FLOAT32),
+        )
+    ):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, shape, kind, index + 1
+        tensor.quantization = quantization if name == "w" else None
+        tensors.append(tensor)
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs = [0, 1, -1], [2]
+    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+    operator.builtinOptions = schema.FullyConnectedOptionsT()
+    graph = schema.SubGraphT()
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [0], [2], [operator]
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = fully_connected
+    code.version = 12
+    model = schema.ModelT()
+    model.version, model.subgraphs, model.operatorCodes = 3, [graph], [code]
+    model.buffers = [schema.BufferT() for _ in range(4)]
+    model.buffers[2].data = _two_bits(weights).reshape(-1)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _onnxruntime(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise _missing("onnxruntime (and onnx)", error) from error
+    codes = _two_bits((weights + 2).reshape(ROWS, K // _BLOCK, _BLOCK))  # 2 is the zero point
+    scales = np.full(ROWS * K // _BLOCK, SCALE, np.float32)
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=K,
+        N=ROWS,
+        bits=2,
+        block_size=_BLOCK,
+        accuracy_level=4,
+    )
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, K])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, ROWS])],
+        [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(scales, "s")],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"x": x})[0]

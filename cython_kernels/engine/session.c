@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+// Sessions: arena, KV cache, and the order in which a pass runs. Every phase's work items are
+// shared out among the threads (work_share.h), a barrier separates phases that are shared.
+#include <stdlib.h>
+
+#include "profile.h"
+#include "program_run.h"
+#include "thread_pool.h"
+#include "work_share.h"
+
+enum { CACHE_LINE = 64 };
+
+struct be_session {
+  const be_program *program;
+  uint8_t *arena, *state;
+  void *arena_block, *state_block; // as allocated, before alignment
+  be_work_share *share;            // of the phase that is running
+  void *share_block;
+  be_profile *profile; // NULL: not recorded
+  uint32_t threads;
+  uint32_t valid_positions;
+};
+
+// What the participants of one pass share.
+typedef struct job {
+  be_pass pass;
+  be_work_share *share;
+  be_profile *profile;
+} job;
+
+static be_kernels dispatch; // set by be_engine_init before the first run
+
+be_status be_engine_init(const char *name) {
+  uint32_t mask = be_cpu_detect();
+  if (name) {
+    be_status status = be_cpu_cap(name, mask, &mask);
+    if (status != BE_OK)
+      return status;
+  }
+  be_kernels_init(&dispatch, mask);
+  return BE_OK;
+}
+
+const be_kernels *be_engine_kernels(void) { return &dispatch; }
+
+// The phases to run: all, or those before the tail when no output row is wanted.
+static bool phase_wanted(const job *j, uint32_t phase) {
+  const be_program *program = j->pass.program;
+  if (phase == program->phase_count)
+    return false;
+  const be_instruction *first = &program->instructions[program->phase_begin[phase]];
+  return j->pass.output_rows > 0 || !(first->flags & BE_FLAG_OUTPUT_ROWS);
+}
+
+static void run_instruction(const job *j, uint32_t i) {
+  const be_instruction *in = &j->pass.program->instructions[i];
+  for (size_t item = 0, count = be_item_count(&j->pass, in); item < count; item++)
+    be_run_item(&j->pass, in, item);
+}
+
+static void run_whole_phase(const job *j, uint32_t phase, unsigned thread) {
+  const be_program *program = j->pass.program;
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
+    if (!j->profile) {
+      run_instruction(j, i);
+      continue;
+    }
+    uint64_t begin = be_profile_now();
+    run_instruction(j, i);
+    be_profile_add(j->profile, thread, i, begin);
+  }
+}
+
+static void run_alone(const job *j) {
+  for (uint32_t phase = 0; phase_wanted(j, phase); phase++)
+    run_whole_phase(j, phase, 0);
+}
+
+// Items are numbered through the phase's instructions.
+static size_t phase_items(const job *j, uint32_t phase) {
+  const be_program *program = j->pass.program;
+  size_t total = 0;
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
+    total += be_item_count(&j->pass, &program->instructions[i]);
+  return total;
+}
+
+// Takes items of the phase until none is left.
+static void run_phase_share(const job *j, uint32_t phase, unsigned thread, unsigned n_threads) {
+  const be_program *program = j->pass.program;
+  be_profile *profile = j->profile;
+  uint32_t i = program->phase_begin[phase];
+  size_t first = 0, count = be_item_count(&j->pass, &program->instructions[i]); // its items
+  size_t item;
+  uint64_t begin = 0; // of this thread's share of instruction i, when that is recorded
+  while (be_work_take(j->share, thread, n_threads, &item)) {
+    if (item - first >= count) { // also when item < first
+      if (begin)
+        be_profile_add(profile, thread, i, begin);
+      begin = 0;
+      if (item < first) {
+        i = program->phase_begin[phase];
+        first = 0;
+        count = be_item_count(&j->pass, &program->instructions[i]);
+      }
+      while (item - first >= count) {
+        first += count;
+        count = be_item_count(&j->pass, &program->instructions[++i]);
+      }
+    }
+    if (profile && !begin)
+      begin = be_profile_now();
+    be_run_item(&j->pass, &program->instructions[i], item - first);
+  }
+  if (begin)
+    be_profile_add(profile, thread, i, begin);
+}
+
+// The first phase from `phase` on with an instruction that can be shared out.
+static uint32_t next_shared_phase(const job *j, uint32_t phase) {
+  const be_program *program = j->pass.program;
+  for (; phase_wanted(j, phase); phase++)
+    for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++)
+      if (be_item_count(&j->pass, &program->instructions[i]) > 1)
+        return phase;
+  return phase;
+}
+
+// Phases of single items (of one token: norms, sums, rotations, appends) are not worth a barrier
+// each: the last participant to leave the phase before does them while the others wait.
+static void run_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
+  const job *j = context;
+  if (n_threads == 1) {
+    run_alone(j);
+    return;
+  }
+  bool last = thread == 0;
+  for (uint32_t phase = 0;; phase++) {
+    uint32_t shared = next_shared_phase(j, phase);
+    for (; last && phase < shared; phase++)
+      run_whole_phase(j, phase, thread);
+    phase = shared;
+    if (!phase_wanted(j, phase))
+      return;
+    if (last)
+      be_work_begin(j->share, phase_items(j, phase), n_threads);
+    be_barrier_wait(barrier);
+    run_phase_share(j, phase, thread, n_threads);
+    last = be_work_leave(j->share, n_threads);
+  }
+}
+
+static void *align_up(void *block) {
+  return (void *)(uintptr_t)be_round_up((uintptr_t)block, CACHE_LINE);
+}
+
+be_status be_session_create(be_session **out, const be_program *program, uint32_t threads) {
+  *out = NULL;
+  if (threads < 1 || threads > BE_MAX_THREADS)
+    return BE_ERR_ARGUMENT;
+  be_session *session = calloc(1, sizeof *session);
+  if (!session)
+    return BE_ERR_NO_MEMORY;
+  session->program = program;
+  session->threads = threads;
+  // calloc: pages of a large block stay untouched, hence uncounted, until they are used.
+  session->arena_block = calloc(1, program->header.arena_bytes + CACHE_LINE);
+  session->state_block = calloc(1, program->header.state_bytes + CACHE_LINE);
+  session->share_block = calloc(1, be_work_share_bytes(threads) + BE_WORK_LINE);
+  be_status status = BE_OK;
+  if (!session->arena_block || !session->state_block || !session->share_block)
+    status = BE_ERR_NO_MEMORY;
+  else if (threads > 1)
+    status = be_pool_reserve(threads);
+  if (status != BE_OK) {
+    be_session_destroy(session);
+    return status;
+  }
+  session->arena = align_up(session->arena_block);
+  session->state = align_up(session->state_block);
+  session->share = be_work_share_in(session->share_block);
+  *out = session;
+  return BE_OK;
+}
+
+void be_session_destroy(be_session *session) {
+  if (!session)
+    return;
+  free(session->arena_block);
+  free(session->state_block);
+  free(session->share_block);
+  free(session);
+}
+
+size_t be_session_bytes(const be_session *session) {
+  return sizeof *session + be_work_share_bytes(session->threads) + BE_WORK_LINE;
+}
+
+uint32_t be_session_position(const be_session *session) { return session->valid_positions; }
+
+be_status be_session_profile(be_session *session, be_profile *profile) {
+  if (profile && be_profile_threads(profile) < session->threads)
+    return BE_ERR_ARGUMENT;
+  session->profile = profile;
+  return BE_OK;
+}
+
+static be_status check_run(const be_session *session, const be_pass *p, be_error *error) {
+  const be_program *program = session->program;
+  const be_program_header *header = &program->header;
+  if (p->n_tokens < 1 || p->n_tokens > header->max_tokens)
+    return be_fail(error, BE_ERR_ARGUMENT, "n_tokens", -1, -1, header->max_tokens, p->n_tokens);
+  if (p->output_rows > p->n_tokens)
+    return be_fail(error, BE_ERR_ARGUMENT, "output_rows", -1, -1, p->n_tokens, p->output_rows);
+  if (p->position > session->valid_positions)
+    return be_fail(error, BE_ERR_ARGUMENT, "position", -1, -1, session->valid_positions,
+                   p->position);
+  if (header->max_positions > 0 && p->n_tokens > header->max_positions - p->position)
+    return be_fail(error, BE_ERR_ARGUMENT, "context", -1, -1, header->max_positions,
+                   (uint64_t)p->position + p->n_tokens);
+  for (uint32_t i = 0; i < header->input_count; i++) {
+    const int32_t *ids = p->inputs[i];
+    for (uint32_t t = 0; program->vocab[i] != 0 && t < p->n_tokens; t++)
+      if (ids[t] < 0 || (uint32_t)ids[t] >= program->vocab[i])
+        return be_fail(error, BE_ERR_ARGUMENT, "token id", -1, (int32_t)t, program->vocab[i],
+                       (uint64_t)(int64_t)ids[t]);
+  }
+  return BE_OK;
+}
+
+be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
+                         uint32_t output_rows, const void *const *inputs, void *const *outputs,
+                         be_error *error) {
+  job j = {
+      .pass = {session->program, &dispatch, session->arena, session->state, inputs, outputs,
+               n_tokens, position, output_rows},
+      .share = session->share,
+      .profile = session->profile,
+  };
+  be_status status = check_run(session, &j.pass, error);
+  if (status != BE_OK)
+    return status;
+  uint64_t begin = session->profile ? be_profile_now() : 0;
+  if (session->threads == 1)
+    run_alone(&j);
+  else
+    be_pool_run(run_share, &j, session->threads);
+  if (session->profile)
+    be_profile_add_run(session->profile, begin);
+  if (session->program->header.max_positions > 0)
+    session->valid_positions = position + n_tokens;
+  return BE_OK;
+}

@@ -16,7 +16,7 @@
 
 enum {
   MAX_BLOCKS = 1 << 15, // k <= 2^19
-  PREFETCH_BYTES = 4096 // a panel is one stream
+  PREFETCH_BYTES = 8192 // a panel is one stream
 };
 
 typedef struct sums { // by field

@@ -14,7 +14,7 @@
 // 16 registers.) No overflow: |sum_1 + sum_3| <= 2 * 4 * 128 * k / 2 < 2^31 for k < 2^22.
 #include "x86/avx_vnni.h"
 
-enum { PREFETCH_BYTES = 4096 }; // a panel is one stream
+enum { PREFETCH_BYTES = 8192 }; // a panel is one stream
 
 // The empty assembly keeps gcc from copying every sum around each addition.
 BE_AVX_VNNI_INLINE __m256i add_field(__m256i sum, __m256i u, int mask, __m256i a) {

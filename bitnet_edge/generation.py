@@ -116,6 +116,7 @@ class Generation:
         self.finish_reason: str | None = None
         self.statistics = Statistics(len(prompt))
         self._model = model
+        self._context = model.context
         self._ids = token_array(prompt)
         self._max_tokens = max_tokens
         self._sampling = sampling
@@ -172,8 +173,11 @@ class Generation:
                     return self._finish("stop")
         if len(self.token_ids) >= self._max_tokens:
             return self._finish("max_tokens")
-        if len(self._ids) > self._model.context:
+        if len(self._ids) > self._context:
             return self._finish("context")
+        if not self._stop:
+            ready, self._held = self._held, ""
+            return ready
         keep = _stop_prefix(self._held, self._stop)
         cut = len(self._held) - keep
         ready, self._held = self._held[:cut], self._held[cut:]

@@ -43,10 +43,11 @@ def parse_bytes(value: int | str) -> int:
 
 
 def private_bytes() -> int:
-    """Return the private memory of this process: pages it shares with nobody.
+    """Return the private memory of this process: written pages, which nobody can drop or share.
 
-    On Linux ``Private_Dirty + Private_Clean`` of ``/proc/self/smaps_rollup``; elsewhere 0, which
-    means "not measured".
+    It is what iOS and Android count against an app. On Linux ``Private_Dirty`` of
+    ``/proc/self/smaps_rollup`` (clean pages of mapped files, the weights above all, can be dropped
+    at any time and are not counted); elsewhere 0, which means "not measured".
     """
     if not sys.platform.startswith(("linux", "android")):
         return 0
@@ -55,8 +56,7 @@ def private_bytes() -> int:
             lines = file.readlines()
     except OSError:  # no /proc, or Android before Linux 4.14
         return 0
-    private = (line for line in lines if line.startswith((b"Private_Clean:", b"Private_Dirty:")))
-    return sum(int(line.split()[1]) * 1024 for line in private)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Private_Dirty:"))
 
 
 class MemoryReport:
@@ -71,8 +71,7 @@ class MemoryReport:
     budget : int
         Private bytes allowed.
     process_private : int
-        Private bytes of the whole process now, as the operating system counts them (0 where it
-        does not).
+        Private bytes of the whole process now, see `private_bytes` (0 where not measured).
     weights : int
         Bytes of the mapped weights (clean, shared).
     """

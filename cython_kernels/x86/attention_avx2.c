@@ -50,28 +50,28 @@ BE_AVX2_INLINE be_m256x2 load(const problem *p, const void *row, size_t d, const
   return ragged ? be_load16_partial(row, d, p->head_dim - d, format) : be_load16(row, d, format);
 }
 
-BE_AVX2_INLINE void add_products(be_m256x2 *sums, const problem *p, size_t head, const int heads,
-                                 const void *k, const int keys, size_t d, const bool ragged) {
+BE_AVX2_INLINE void add_products(be_m256x2 *sums, const problem *p, size_t head, const size_t heads,
+                                 const void *k, const size_t keys, size_t d, const bool ragged) {
   be_m256x2 q[MAX_TILE];
-  BE_UNROLL for (int h = 0; h < heads; h++) {
+  BE_UNROLL for (size_t h = 0; h < heads; h++) {
     q[h] = load(p, p->q + (head + h) * p->head_dim, d, ragged, BE_FORMAT_F32);
   }
-  BE_UNROLL for (int i = 0; i < keys; i++) {
+  BE_UNROLL for (size_t i = 0; i < keys; i++) {
     const void *row = row_at(p, k, i);
     prefetch_next(p, head, row, d, 16);
     be_m256x2 key = load(p, row, d, ragged, p->format);
-    BE_UNROLL for (int h = 0; h < heads; h++) {
+    BE_UNROLL for (size_t h = 0; h < heads; h++) {
       sums[h * keys + i] = be_add_products(sums[h * keys + i], q[h], key);
     }
   }
 }
 
 // s[h][j] = dot(q_h, k_j) * scale for `keys` (1, 2 or 4) consecutive keys and a tile of heads.
-BE_AVX2_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head, const int heads,
-                          const void *k, size_t j, const int keys) {
+BE_AVX2_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head, const size_t heads,
+                          const void *k, size_t j, const size_t keys) {
   be_m256x2 sums[4];
   const be_m256x2 zero = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  BE_UNROLL for (int i = 0; i < heads * keys; i++) { sums[i] = zero; }
+  BE_UNROLL for (size_t i = 0; i < heads * keys; i++) { sums[i] = zero; }
   const void *row = row_at(p, k, j);
   size_t d = 0;
   for (; d + 16 <= p->head_dim; d += 16)
@@ -82,25 +82,25 @@ BE_AVX2_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
     _Alignas(16) float dots[4];
     __m128 trees = be_tree_of_4(sums[0], sums[1], sums[2], sums[3]);
     _mm_store_ps(dots, _mm_mul_ps(trees, _mm_set1_ps(p->scale)));
-    for (int h = 0; h < heads; h++)
+    for (size_t h = 0; h < heads; h++)
       memcpy(s[h] + j, dots + h * keys, keys * sizeof *dots);
   } else {
-    for (int i = 0; i < heads * keys; i++)
+    for (size_t i = 0; i < heads * keys; i++)
       s[i / keys][j + i % keys] = be_tree(sums[i]) * p->scale;
   }
 }
 
 // Scores of n keys, -inf up to the next multiple of 16.
 BE_AVX2_INLINE void score_block(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
-                                const int heads, const void *k, size_t n) {
-  const int keys = 4 / heads;
+                                const size_t heads, const void *k, size_t n) {
+  const size_t keys = 4 / heads;
   size_t j = 0;
   for (; j + (size_t)keys <= n; j += (size_t)keys)
     score(s, p, head, heads, k, j, keys);
   for (; j < n; j++)
     score(s, p, head, heads, k, j, 1);
   for (; j % BE_LANES != 0; j++)
-    for (int h = 0; h < heads; h++)
+    for (size_t h = 0; h < heads; h++)
       s[h][j] = -INFINITY;
 }
 
@@ -138,26 +138,26 @@ BE_AVX2_NOINLINE void softmax_step(head_state *state, float *s, size_t n, float 
 }
 
 // out[h][d] += p_hj * v_j[d], j in order, for `registers` times 8 consecutive d.
-BE_AVX2_INLINE void weigh(const problem *p, size_t head, const int heads,
+BE_AVX2_INLINE void weigh(const problem *p, size_t head, const size_t heads,
                           float (*weight)[BLOCK_KEYS], const void *v, size_t n, size_t d,
-                          const int registers) {
+                          const size_t registers) {
   __m256 sums[8];
-  BE_UNROLL for (int i = 0; i < heads * registers; i++) {
+  BE_UNROLL for (size_t i = 0; i < heads * registers; i++) {
     sums[i] =
         _mm256_loadu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8);
   }
   for (size_t j = 0; j < n; j++) {
     const void *row = row_at(p, v, j);
     prefetch_next(p, head, row, d, 8 * (size_t)registers);
-    BE_UNROLL for (int i = 0; i < registers; i++) {
+    BE_UNROLL for (size_t i = 0; i < registers; i++) {
       __m256 value = be_load8(row, d + 8 * i, p->format);
-      BE_UNROLL for (int h = 0; h < heads; h++) {
+      BE_UNROLL for (size_t h = 0; h < heads; h++) {
         __m256 product = _mm256_mul_ps(_mm256_broadcast_ss(&weight[h][j]), value);
         sums[h * registers + i] = _mm256_add_ps(sums[h * registers + i], product);
       }
     }
   }
-  BE_UNROLL for (int i = 0; i < heads * registers; i++) {
+  BE_UNROLL for (size_t i = 0; i < heads * registers; i++) {
     _mm256_storeu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8,
                      sums[i]);
   }
@@ -177,9 +177,9 @@ BE_AVX2_INLINE void weigh_rest(const problem *p, size_t head, const float *weigh
   memcpy(out, sum, count * sizeof *out);
 }
 
-BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const int heads,
+BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const size_t heads,
                                 float (*weight)[BLOCK_KEYS], const void *v, size_t n) {
-  const int registers = 8 / heads;
+  const size_t registers = 8 / heads;
   size_t d = 0, step = 8 * (size_t)registers;
   for (; d + step <= p->head_dim; d += step)
     weigh(p, head, heads, weight, v, n, d, registers);
@@ -187,17 +187,17 @@ BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const int heads,
     weigh(p, head, heads, weight, v, n, d, 2);
   for (; d + 8 <= p->head_dim; d += 8)
     weigh(p, head, heads, weight, v, n, d, 1);
-  for (int h = 0; d < p->head_dim && h < heads; h++)
+  for (size_t h = 0; d < p->head_dim && h < heads; h++)
     weigh_rest(p, head + h, weight[h], v, n, d);
 }
 
 // One tile of heads over one block of keys.
 BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, head_state *states, size_t head,
-                                const int heads, const void *k, const void *v, size_t n) {
+                                const size_t heads, const void *k, const void *v, size_t n) {
   p.format = format; // again, as a constant
   _Alignas(32) float s[MAX_TILE][BLOCK_KEYS];
   score_block(s, &p, head, heads, k, n);
-  for (int h = 0; h < heads; h++)
+  for (size_t h = 0; h < heads; h++)
     softmax_step(&states[head + h], s[h], n, p.out + (head + h) * p.head_dim, p.head_dim);
   weigh_block(&p, head, heads, s, v, n);
 }

@@ -42,38 +42,38 @@ BE_AVX512_INLINE void prefetch_next(const problem *p, size_t head, const void *r
     _mm_prefetch(next + d * be_float_bytes(p->format) + i, _MM_HINT_T1);
 }
 
-BE_AVX512_INLINE void add_products(__m512 *sums, const problem *p, size_t head, const int heads,
-                                   const void *k, const int keys, size_t d, __mmask16 mask) {
+BE_AVX512_INLINE void add_products(__m512 *sums, const problem *p, size_t head, const size_t heads,
+                                   const void *k, const size_t keys, size_t d, __mmask16 mask) {
   __m512 q[MAX_TILE];
-  BE_UNROLL for (int h = 0; h < heads; h++) {
+  BE_UNROLL for (size_t h = 0; h < heads; h++) {
     q[h] = be_load16_masked(p->q + (head + h) * p->head_dim, d, mask, BE_FORMAT_F32);
   }
-  BE_UNROLL for (int i = 0; i < keys; i++) {
+  BE_UNROLL for (size_t i = 0; i < keys; i++) {
     const void *row = row_at(p, k, i);
     prefetch_next(p, head, row, d, 16);
     __m512 key = be_load16_masked(row, d, mask, p->format);
-    BE_UNROLL for (int h = 0; h < heads; h++) {
+    BE_UNROLL for (size_t h = 0; h < heads; h++) {
       sums[h * keys + i] = be_add_product16(sums[h * keys + i], q[h], key);
     }
   }
 }
 
 // s[h][j] = dot(q_h, k_j) * scale for `keys` (1, 4 or 8) consecutive keys and a tile of heads.
-BE_AVX512_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head, const int heads,
-                            const void *k, size_t j, const int keys) {
+BE_AVX512_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
+                            const size_t heads, const void *k, size_t j, const size_t keys) {
   __m512 sums[MAX_SUMS];
-  BE_UNROLL for (int i = 0; i < heads * keys; i++) { sums[i] = _mm512_setzero_ps(); }
+  BE_UNROLL for (size_t i = 0; i < heads * keys; i++) { sums[i] = _mm512_setzero_ps(); }
   const void *row = row_at(p, k, j);
   size_t d = 0;
   for (; d + 16 <= p->head_dim; d += 16)
     add_products(sums, p, head, heads, row, keys, d, 0xffff);
   if (d < p->head_dim)
     add_products(sums, p, head, heads, row, keys, d, be_first_lanes(p->head_dim - d));
-  BE_UNROLL for (int h = 0; h < heads; h++) {
+  BE_UNROLL for (size_t h = 0; h < heads; h++) {
     const __m512 *sum = sums + h * keys;
     if (keys == 1)
       s[h][j] = be_tree16(sum[0]) * p->scale;
-    BE_UNROLL for (int i = 0; i + 4 <= keys; i += 4) {
+    BE_UNROLL for (size_t i = 0; i + 4 <= keys; i += 4) {
       __m128 dots = be_tree_of_4(be_halves(sum[i]), be_halves(sum[i + 1]), be_halves(sum[i + 2]),
                                  be_halves(sum[i + 3]));
       _mm_store_ps(s[h] + j + i, _mm_mul_ps(dots, _mm_set1_ps(p->scale)));
@@ -83,15 +83,15 @@ BE_AVX512_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t hea
 
 // Scores of n keys, -inf up to the next multiple of 16.
 BE_AVX512_INLINE void score_block(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
-                                  const int heads, const void *k, size_t n) {
-  const int keys = heads == 4 ? 4 : 8;
+                                  const size_t heads, const void *k, size_t n) {
+  const size_t keys = heads == 4 ? 4 : 8;
   size_t j = 0;
   for (; j + (size_t)keys <= n; j += (size_t)keys)
     score(s, p, head, heads, k, j, keys);
   for (; j < n; j++)
     score(s, p, head, heads, k, j, 1);
   for (; j % BE_LANES != 0; j++)
-    for (int h = 0; h < heads; h++)
+    for (size_t h = 0; h < heads; h++)
       s[h][j] = -INFINITY;
 }
 
@@ -126,12 +126,12 @@ BE_AVX512_NOINLINE void softmax_step(head_state *state, float *s, size_t n, floa
 
 // out[h][d] += p_hj * v_j[d], j in order, for `registers` times 16 consecutive d; `last` masks the
 // last of them.
-BE_AVX512_INLINE void weigh(const problem *p, size_t head, const int heads,
+BE_AVX512_INLINE void weigh(const problem *p, size_t head, const size_t heads,
                             float (*weight)[BLOCK_KEYS], const void *v, size_t n, size_t d,
-                            const int registers, __mmask16 last) {
+                            const size_t registers, __mmask16 last) {
   __m512 sums[MAX_SUMS];
-  BE_UNROLL for (int h = 0; h < heads; h++) {
-    BE_UNROLL for (int i = 0; i < registers; i++) {
+  BE_UNROLL for (size_t h = 0; h < heads; h++) {
+    BE_UNROLL for (size_t i = 0; i < registers; i++) {
       sums[h * registers + i] = _mm512_maskz_loadu_ps(
           i + 1 < registers ? 0xffff : last, p->out + (head + h) * p->head_dim + d + 16 * i);
     }
@@ -139,26 +139,26 @@ BE_AVX512_INLINE void weigh(const problem *p, size_t head, const int heads,
   for (size_t j = 0; j < n; j++) {
     const void *row = row_at(p, v, j);
     prefetch_next(p, head, row, d, 16 * (size_t)registers);
-    BE_UNROLL for (int i = 0; i < registers; i++) {
+    BE_UNROLL for (size_t i = 0; i < registers; i++) {
       __m512 value =
           be_load16_masked(row, d + 16 * i, i + 1 < registers ? 0xffff : last, p->format);
-      BE_UNROLL for (int h = 0; h < heads; h++) {
+      BE_UNROLL for (size_t h = 0; h < heads; h++) {
         sums[h * registers + i] =
             be_add_product16(sums[h * registers + i], _mm512_set1_ps(weight[h][j]), value);
       }
     }
   }
-  BE_UNROLL for (int h = 0; h < heads; h++) {
-    BE_UNROLL for (int i = 0; i < registers; i++) {
+  BE_UNROLL for (size_t h = 0; h < heads; h++) {
+    BE_UNROLL for (size_t i = 0; i < registers; i++) {
       _mm512_mask_storeu_ps(p->out + (head + h) * p->head_dim + d + 16 * i,
                             i + 1 < registers ? 0xffff : last, sums[h * registers + i]);
     }
   }
 }
 
-BE_AVX512_INLINE void weigh_block(const problem *p, size_t head, const int heads,
+BE_AVX512_INLINE void weigh_block(const problem *p, size_t head, const size_t heads,
                                   float (*weight)[BLOCK_KEYS], const void *v, size_t n) {
-  const int registers = heads == 4 ? 4 : 8;
+  const size_t registers = heads == 4 ? 4 : 8;
   size_t d = 0, step = 16 * (size_t)registers;
   for (; d + step <= p->head_dim; d += step)
     weigh(p, head, heads, weight, v, n, d, registers, 0xffff);
@@ -170,12 +170,12 @@ BE_AVX512_INLINE void weigh_block(const problem *p, size_t head, const int heads
 
 // One tile of heads over one block of keys.
 BE_AVX512_INLINE void attend_tile(problem p, be_float_format format, head_state *states,
-                                  size_t head, const int heads, const void *k, const void *v,
+                                  size_t head, const size_t heads, const void *k, const void *v,
                                   size_t n) {
   p.format = format; // again, as a constant
   _Alignas(64) float s[MAX_TILE][BLOCK_KEYS];
   score_block(s, &p, head, heads, k, n);
-  for (int h = 0; h < heads; h++)
+  for (size_t h = 0; h < heads; h++)
     softmax_step(&states[head + h], s[h], n, p.out + (head + h) * p.head_dim, p.head_dim);
   weigh_block(&p, head, heads, s, v, n);
 }

@@ -7,6 +7,8 @@ and ``plan`` are the host side and need ``pip install 'bitnet-edge[export]'``.
 
 from __future__ import annotations
 
+from bitnet_edge import errors
+
 TYPE_CHECKING = False  # typing would cost the device 0.7 MB
 if TYPE_CHECKING:
     from typing import Any
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from bitnet_edge.api import export, plan
     from bitnet_edge.runtime import Model, load
 
-__all__ = ["Model", "__version__", "export", "load", "plan"]
+__all__ = ["Model", "__version__", "errors", "export", "load", "plan"]
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,14 @@ import mmap
 import os
 import struct
 
-from bitnet_edge.errors import BadMagic, FormatError, OutOfRange, Truncated, UnsupportedVersion
+from bitnet_edge.errors import (
+    ArgumentError,
+    BadMagic,
+    FormatError,
+    OutOfRange,
+    Truncated,
+    UnsupportedVersion,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ PREFIX = struct.Struct("<8sIIQI36x")  # magic, version, header length, file leng
 MAX_HEADER = 1 << 20
 SECTION_ALIGNMENT = 16 * 1024
 TENSOR_ALIGNMENT = 64
+MAX_RANK = 8
 SECTIONS = ("program", "tokenizer", "graph", "weights")  # order in the file; tokenizer optional
 # required features this reader knows
 FEATURES: frozenset[str] = frozenset({"p16", "int8_rows", "int4_groups"})
@@ -72,6 +80,8 @@ class BteFile:
     sections : dict
         Name -> `Section`.
     tensors : tuple of StoredTensor
+    size : int
+        Bytes of the file.
     """
 
     def __init__(
@@ -88,17 +98,23 @@ class BteFile:
         self.plan = plan
         self.sections = sections
         self.tensors = tensors
-        self._map = mapped
+        self.size = len(mapped)
+        self._map: mmap.mmap | None = mapped
 
     def section(self, name: str) -> memoryview:
         """Return a section's bytes, read-only and in place."""
         section = self.sections[name]
-        return memoryview(self._map)[section.offset : section.offset + section.bytes]
+        return self._view()[section.offset : section.offset + section.bytes]
 
     def tensor(self, tensor: StoredTensor) -> memoryview:
         """Return a constant's bytes, read-only and in place."""
         start = self.sections["weights"].offset + tensor.offset
-        return memoryview(self._map)[start : start + tensor.bytes]
+        return self._view()[start : start + tensor.bytes]
+
+    def _view(self) -> memoryview:
+        if self._map is None:
+            raise ArgumentError(f"[bte] {self.path} is closed")
+        return memoryview(self._map)
 
     def verify(self) -> None:
         """Check every section's SHA-256.
@@ -121,10 +137,19 @@ class BteFile:
                     f"{section.sha256}, got {digest.hexdigest()} ({self.path})"
                 )
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self._map)
+    def graph_json(self) -> dict[str, Any]:
+        """Return the graph section as parsed JSON.
+
+        Raises
+        ------
+        FormatError
+            When it is none.
+        """
+        return _parse_json(self.section("graph"), "graph")
+
+    def close(self) -> None:
+        """Give the map back once nothing points into it any more; the descriptions stay."""
+        self._map = None
 
 
 def open_bte(path: str | os.PathLike[str]) -> BteFile:
@@ -251,7 +276,11 @@ def _read_tensors(header: dict[str, Any], weights: Section) -> Iterator[StoredTe
         name, dtype, shape, offset, size = row
         if type(name) is not str or type(dtype) is not str or type(shape) is not list:
             raise FormatError("[bte] header: a tensor must be [name, dtype, shape, offset, bytes]")
+        if len(shape) > MAX_RANK:
+            raise OutOfRange(f"[bte] tensor {name!r}: expected rank 0 .. {MAX_RANK}")
         dims = tuple(_integer(s, 1, 1 << 32, f"a size of {name!r}") for s in shape)
+        offset = _integer(offset, 0, weights.bytes, f"offset of {name!r}")
+        size = _integer(size, 0, weights.bytes, f"bytes of {name!r}")
         if size != tensor_bytes(dtype, dims):
             raise OutOfRange(
                 f"[bte] tensor {name!r}: expected {tensor_bytes(dtype, dims)} bytes for {dtype} "
@@ -294,7 +323,8 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 def _check_model(model: dict[str, Any]) -> None:
     for key in ("name", "architecture"):
-        _field(model, key, str, "model")
+        if not _field(model, key, str, "model").isprintable():
+            raise FormatError(f"[bte] model: {key!r} must be printable text")
     for key, high in (("vocab_size", 1 << 24), ("context_length", 1 << 32)):
         _integer(model.get(key), 0, high, key)
     _integer(model.get("bos_id"), -1, 1 << 24, "bos_id")
@@ -303,7 +333,8 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _check_plan(plan: dict[str, Any]) -> None:
-    _field(plan, "profile", str, "plan")
+    for key in ("profile", "kv_dtype"):
+        _field(plan, key, str, "plan")
     for key, low, high in (
         ("context", 0, 1 << 20),
         ("prefill_chunk", 1, 1 << 16),

@@ -12,6 +12,7 @@ from bitnet_edge.tokenizer import StreamDecoder
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Sequence
 
     from bitnet_edge.runtime import Model
 
@@ -88,14 +89,15 @@ class Generation:
     token_ids : list of int
         New tokens so far, the end-of-text token included.
     finish_reason : str or None
-        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``; None while running.
+        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``, ``"interrupted"`` (by an exception);
+        None while running.
     statistics : Statistics
     """
 
     def __init__(
         self,
         model: Model,
-        prompt: list[int],
+        prompt: Sequence[int],
         max_tokens: int,
         sampling: Sampling,
         stop: tuple[str, ...],
@@ -104,9 +106,10 @@ class Generation:
     ) -> None:
         from bitnet_edge.runtime import token_array
 
-        if not 1 <= len(prompt) <= model.context:
+        ids = token_array(prompt)
+        if not 1 <= len(ids) <= model.context:
             raise ArgumentError(
-                f"[generate] expected a prompt of 1 .. {model.context} tokens, got {len(prompt)}"
+                f"[generate] expected a prompt of 1 .. {model.context} tokens, got {len(ids)}"
             )
         if max_tokens < 1:
             raise ArgumentError(f"[generate] expected max_tokens 1 or more, got {max_tokens}")
@@ -114,10 +117,10 @@ class Generation:
             raise ArgumentError(f"[generate] stop strings must be non-empty text, got {stop!r}")
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
-        self.statistics = Statistics(len(prompt))
+        self.statistics = Statistics(len(ids))
         self._model = model
         self._context = model.context
-        self._ids = token_array(prompt)
+        self._ids = ids
         self._max_tokens = max_tokens
         self._sampling = sampling
         self._stop = stop
@@ -157,7 +160,24 @@ class Generation:
         return "".join(self)
 
     def advance(self) -> str:
-        """Decode one token; return the text that became final."""
+        """Decode one token; return the text that became final.
+
+        Like a Python generator, a generation that was interrupted by an exception is finished.
+
+        Raises
+        ------
+        ArgumentError
+            When it is finished, or as for ``next``.
+        """
+        if self.finish_reason is not None:
+            raise ArgumentError(f"[generate] this generation is finished ({self.finish_reason})")
+        try:
+            return self._decode()
+        except BaseException:
+            self.finish_reason = "interrupted"
+            raise
+
+    def _decode(self) -> str:
         token = self._next_token()
         self.token_ids.append(token)
         self.statistics.new_tokens += 1
@@ -165,12 +185,11 @@ class Generation:
             return self._finish("eos")
         if self._decoder is not None:
             self._held += self._decoder.push(token)
-            for text in self._stop:
-                at = self._held.find(text)
-                if at >= 0:
-                    self._held = self._held[:at]
-                    self._decoder = None
-                    return self._finish("stop")
+            found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
+            if found:
+                self._held = self._held[: min(found)]
+                self._decoder = None
+                return self._finish("stop")
         if len(self.token_ids) >= self._max_tokens:
             return self._finish("max_tokens")
         if len(self._ids) > self._context:
@@ -191,16 +210,15 @@ class Generation:
     def _next_token(self) -> int:
         model, sampling = self._model, self._sampling
         start = time.perf_counter()
-        with model.lock:
-            session = model.session_for(self._turn)
-            if self.token_ids:
-                session.step(self.token_ids[-1], len(self._ids) - 1)
-            else:
-                self._prefill(session)
-            recent: array[int] | None = None
-            if sampling.repetition_penalty != 1.0:
-                recent = self._ids[max(0, len(self._ids) - sampling.repetition_window) :]
-            token = session.sample(self._sampler, recent)
+        session = model.session_for(self._turn)
+        if self.token_ids:
+            session.step(self.token_ids[-1], len(self._ids) - 1)
+        else:
+            self._prefill()
+        recent: array[int] | None = None
+        if sampling.repetition_penalty != 1.0:
+            recent = self._ids[max(0, len(self._ids) - sampling.repetition_window) :]
+        token = session.sample(self._sampler, recent)
         self._ids.append(token)
         elapsed = time.perf_counter() - start
         if self.token_ids:
@@ -209,9 +227,10 @@ class Generation:
             self.statistics.prefill_seconds += elapsed
         return token
 
-    def _prefill(self, session: _engine.Session) -> None:
+    def _prefill(self) -> None:
         """Run the prompt; one engine call per chunk, so that Ctrl-C is heard between them."""
         for position, chunk in self._model.chunks(self._ids):
+            session = self._model.session_for(self._turn)
             session.prefill(chunk, position, position + len(chunk) == len(self._ids))
 
 

@@ -216,7 +216,7 @@ class Graph:
             )
         except GraphError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise GraphError(f"[graph] not a graph in JSON form: {error!r}") from error
 
 

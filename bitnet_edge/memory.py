@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["MemoryReport", "parse_bytes", "private_bytes"]
+__all__ = ["THREAD_BYTES", "MemoryReport", "parse_bytes", "private_bytes"]
+
+THREAD_BYTES = 96 * 1024  # stack pages a worker touches, and its bookkeeping
 
 _UNITS = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 

@@ -21,6 +21,7 @@ from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
 from bitnet_edge.head_packing import STORED, head_bytes, packed_heads
 from bitnet_edge.lowering import Lowered, Operand, lower
+from bitnet_edge.memory import THREAD_BYTES
 from bitnet_edge.packing import p16_bytes, round_up
 from bitnet_edge.profiles import Profile
 
@@ -30,7 +31,6 @@ ALIGNMENT = 64
 # CPython 3.11 with the runtime imported: about 6 MB of dirty pages and 5 MB of its own clean ones,
 # which count where no other process maps them (tests/unit/test_runtime.py keeps it honest).
 INTERPRETER_BYTES = 11 * 1024 * 1024
-THREAD_BYTES = 96 * 1024  # stack pages a worker touches, and its bookkeeping
 TOKENIZER_BYTES = 4096  # its handle; the vocabulary stays in the file
 SAMPLER_BYTES_PER_TOKEN = 8
 CHUNKS = (128, 64, 32, 16, 8)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitnet_edge import _engine
-from bitnet_edge.errors import Truncated
+from bitnet_edge.errors import InvalidProgram, Truncated
 from bitnet_edge.graph import Graph
 from bitnet_edge.lowering import Instruction, Region
 from bitnet_edge.planner import Plan
@@ -99,14 +99,18 @@ def decode_program(section: bytes | memoryview) -> Iterator[Record]:
     ------
     Truncated
         When the section is shorter than its instruction count says.
+    InvalidProgram
+        For an unknown opcode or region.
     """
     ops = {row[0]: (name, *row[1:]) for name, row in _engine.op_table().items()}
-    count = HEADER.unpack_from(section)[2]
     start = HEADER.size + MAX_PORTS * PORT.size
+    count = HEADER.unpack_from(section)[2] if len(section) >= start else 1
     if len(section) < start + count * RECORD.size:
         raise Truncated(f"[program] expected {count} instructions in {len(section)} bytes")
     for index in range(count):
         fields = RECORD.unpack_from(section, start + index * RECORD.size)
+        if fields[0] not in ops or any(value >> 56 >= len(Region) for value in fields[13:]):
+            raise InvalidProgram(f"[program] instruction {index} means nothing", index)
         name, dim_names, scalar_names, operand_names = ops[fields[0]]
         operands = zip(operand_names, fields[13:], strict=False)
         yield Record(

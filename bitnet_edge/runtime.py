@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import _thread
 import sys
 from array import array
 
@@ -11,7 +10,7 @@ from bitnet_edge import _engine
 from bitnet_edge.container import BteFile, open_bte
 from bitnet_edge.errors import ArgumentError, BudgetExceeded, FormatError
 from bitnet_edge.generation import Generation, Sampling
-from bitnet_edge.memory import MemoryReport, parse_bytes, private_bytes
+from bitnet_edge.memory import THREAD_BYTES, MemoryReport, parse_bytes, private_bytes
 from bitnet_edge.tokenizer import Tokenizer
 
 TYPE_CHECKING = False  # typing and pathlib would cost the device 1.3 MB
@@ -60,8 +59,9 @@ def load(
 class Model:
     """A loaded model: weights mapped, arena and KV cache allocated once.
 
-    One generation at a time; use one `Model` per concurrent caller (weights are shared pages).
-    Closing is optional; a closed or garbage-collected model unmaps its file.
+    One generation at a time; use one `Model` per concurrent caller (weights are shared pages): a
+    call while another is running, or after another generation has begun, is an `ArgumentError`.
+    Closing is optional; a closed or garbage-collected model gives its memory and its map back.
 
     Parameters
     ----------
@@ -88,7 +88,6 @@ class Model:
         program = _engine.Program(file.section("program"), file.section("weights"))
         self._check_budget(program)
         self._session: _engine.Session | None = _engine.Session(program, threads)
-        self.lock = _thread.allocate_lock()  # held during each use of the session
         self._turn = 0  # the generation that may use the session
         self._tokenizer: Tokenizer | None = None
         if "tokenizer" in file.sections:
@@ -99,6 +98,8 @@ class Model:
         classes = dict(self.file.plan["private_bytes"])
         classes["arena"] = program.arena_bytes
         classes["kv_cache"] = program.state_bytes
+        extra_threads = max(0, self.threads - self.file.plan["threads"])
+        classes["fixed"] = classes.get("fixed", 0) + extra_threads * THREAD_BYTES
         needed = sum(classes.values())
         if needed > self._budget:
             raise BudgetExceeded(
@@ -136,6 +137,7 @@ class Model:
         FormatError
             When the file holds none.
         """
+        _ = self.session  # a closed model says so
         if self._tokenizer is None:
             raise FormatError(f"[runtime] {self.file.path} holds no tokenizer")
         return self._tokenizer
@@ -159,16 +161,16 @@ class Model:
         return self._tokenizer is not None
 
     def session_for(self, turn: int) -> _engine.Session:
-        """Return the session to the generation whose turn it is (`lock` held).
+        """Return the session to the generation (or `logits`) whose turn it is.
 
         Raises
         ------
         ArgumentError
-            When another generation, or `logits`, has taken over since, or the model is closed.
+            When another has taken over since, or the model is closed.
         """
         session = self.session
         if turn != self._turn:
-            raise ArgumentError("[generate] another generation has begun on this model")
+            raise ArgumentError("[runtime] another generation has begun on this model")
         return session
 
     # -- running ----------------------------------------------------------------------------
@@ -221,7 +223,7 @@ class Model:
         TokenizerError
             For text that is not valid Unicode.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         sampling = Sampling(
             temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, seed
         )
@@ -259,11 +261,11 @@ class Model:
         shape = (len(ids), self.vocab_size)
         data = bytearray(shape[0] * shape[1] * 4)
         self._turn += 1
+        turn = self._turn
         row_bytes = shape[1] * 4
         for start, chunk in self.chunks(ids):
             out = memoryview(data)[start * row_bytes :]
-            with self.lock:
-                self.session.run((chunk,), (out,), len(chunk), start)
+            self.session_for(turn).run((chunk,), (out,), len(chunk), start)
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             return numpy.frombuffer(data, numpy.float32).reshape(shape)
@@ -296,9 +298,9 @@ class Model:
     def close(self) -> None:
         """Free the arena and the KV cache; further use raises `ArgumentError`."""
         self._turn += 1
-        with self.lock:
-            self._session = None
-            self._tokenizer = None
+        self._session = None
+        self._tokenizer = None
+        self.file.close()
 
     def __enter__(self) -> Model:
         return self
@@ -320,6 +322,8 @@ def token_array(token_ids: Iterable[int]) -> array[int]:
     ArgumentError
         When an id is not an integer of 32 bits.
     """
+    if isinstance(token_ids, (bytes, bytearray, memoryview, str)):
+        raise ArgumentError(f"[runtime] expected token ids, got {type(token_ids).__name__}")
     try:
         return array("i", token_ids)
     except (TypeError, OverflowError) as error:

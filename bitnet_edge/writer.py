@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from bitnet_edge import _engine
 from bitnet_edge._numpy import np
 from bitnet_edge.container import (
     FORMAT_VERSION,
@@ -106,6 +108,21 @@ def write_bte(
         file.seek(0)
         file.write(PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), total, binascii.crc32(header)))
         file.write(header)
+        file.flush()
+        _check_program(file, offsets, sizes)
+
+
+def _check_program(file: IO[bytes], offsets: dict[str, int], sizes: dict[str, int]) -> None:
+    """Let the engine verify what was written, so that no file is left that it would refuse."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        section, weights = (
+            view[offsets[name] : offsets[name] + sizes[name]] for name in ("program", "weights")
+        )
+        with section, weights:
+            try:
+                _engine.Program(section, weights)
+            except FormatError as error:
+                raise ExportError(f"[export] the engine cannot run this model: {error}") from error
 
 
 def _header(
@@ -247,11 +264,11 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise ExportError(f"[export] cannot write in {path.parent}: {error.strerror}") from error
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
@@ -261,11 +278,20 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     _sync_directory(path.parent)
 
 
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _sync_directory(path: Path) -> None:
-    """Make the rename durable where directories can be opened (not on Windows)."""
-    if os.name == "posix":
+    """Make the rename durable, where the system lets directories be opened and synced."""
+    try:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:  # Windows, or no permission to read: the file itself is in place
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -140,6 +140,9 @@ cdef extern from *:
       return "BitnetEdgeError";
     }
 
+    /* Session.run keeps its pointers in arrays of this size. */
+    _Static_assert(BE_MAX_PORTS == 16, "arrays of Session.run");
+
     typedef struct be_op_row {
       const char *name;
       int opcode;
@@ -313,6 +316,7 @@ cdef class Session:
     cdef Profile sink  # kept alive while the engine writes into it
     cdef float *logits_row  # one row of the first output, for step() and sample()
     cdef uint32_t logits_width
+    cdef bint busy  # a call is running without the GIL
 
     def __cinit__(self, Program program not None, uint32_t threads=1):
         self.program = program
@@ -347,9 +351,10 @@ cdef class Session:
         ArgumentError
             When the profile has room for fewer threads.
         """
-        raise_status(
-            be_session_profile(self.session, NULL if profile is None else profile.profile),
-            "a profile of too few threads")
+        self._enter()
+        status = be_session_profile(self.session, NULL if profile is None else profile.profile)
+        self.busy = False
+        raise_status(status, "a profile of too few threads")
         self.sink = profile
 
     def run(self, inputs, outputs, uint32_t n_tokens, uint32_t position=0, output_rows=None):
@@ -403,9 +408,11 @@ cdef class Session:
                     out_pointers[i - header.input_count] = views[i].buf
                 else:
                     in_pointers[i] = views[i].buf
+            self._enter()
             with nogil:
                 status = be_session_run(self.session, n_tokens, position, rows, in_pointers,
                                         out_pointers, &error)
+            self.busy = False
         finally:
             for i in range(held):
                 PyBuffer_Release(&views[i])
@@ -427,8 +434,10 @@ cdef class Session:
         self._require_token_model()
         inputs[0] = &token
         outputs[0] = self.logits_row
+        self._enter()
         with nogil:
             status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
+        self.busy = False
         raise_error(status, &error)
 
     def prefill(self, ids, uint32_t position, bint last=True):
@@ -441,14 +450,25 @@ cdef class Session:
         cdef be_error error
         error.what = b""
         self._require_token_model()
-        PyObject_GetBuffer(ids, &view, PyBUF_SIMPLE)
-        inputs[0] = view.buf
-        outputs[0] = self.logits_row
-        with nogil:
-            status = be_session_run(self.session, <uint32_t>(view.len // 4), position, last,
-                                    inputs, outputs, &error)
-        PyBuffer_Release(&view)
+        self._enter()
+        try:
+            PyObject_GetBuffer(ids, &view, PyBUF_SIMPLE)
+            inputs[0] = view.buf
+            outputs[0] = self.logits_row
+            with nogil:
+                status = be_session_run(self.session, <uint32_t>(view.len // 4), position, last,
+                                        inputs, outputs, &error)
+            PyBuffer_Release(&view)
+        finally:
+            self.busy = False
         raise_error(status, &error)
+
+    cdef int _enter(self) except -1:
+        """Refuse a second caller: another thread, a signal handler, the child of a fork."""
+        if self.busy:
+            raise errors.ArgumentError("[engine] this session is in use by another call")
+        self.busy = True
+        return 0
 
     cdef int _require_token_model(self) except -1:
         cdef const be_program_header *header = be_program_info(self.program.program)
@@ -472,16 +492,21 @@ cdef class Session:
         if sampler.vocab_size != self.logits_width:
             raise errors.ArgumentError(f"[engine] sampler for {sampler.vocab_size} tokens, model "
                                        f"has {self.logits_width}")
-        if recent is None:
-            with nogil:
-                status = be_sampler_next(sampler.sampler, &sampler.parameters, self.logits_row,
-                                         NULL, 0, &token)
-        else:
-            PyObject_GetBuffer(recent, &view, PyBUF_SIMPLE)
-            with nogil:
-                status = be_sampler_next(sampler.sampler, &sampler.parameters, self.logits_row,
-                                         <const int32_t *>view.buf, view.len // 4, &token)
-            PyBuffer_Release(&view)
+        self._enter()
+        try:
+            if recent is None:
+                with nogil:
+                    status = be_sampler_next(sampler.sampler, &sampler.parameters,
+                                             self.logits_row, NULL, 0, &token)
+            else:
+                PyObject_GetBuffer(recent, &view, PyBUF_SIMPLE)
+                with nogil:
+                    status = be_sampler_next(sampler.sampler, &sampler.parameters,
+                                             self.logits_row, <const int32_t *>view.buf,
+                                             view.len // 4, &token)
+                PyBuffer_Release(&view)
+        finally:
+            self.busy = False
         raise_status(status, "no finite logit to choose from")
         return token
 

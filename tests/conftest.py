@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def require_tool(found: str | None, name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return found
+
+
+def require_module(name: str) -> None:
+    """The same for a Python package that only the [dev] extra brings."""
+    require_tool(name if importlib.util.find_spec(name) else None, name)
 
 
 @pytest.fixture(scope="session")

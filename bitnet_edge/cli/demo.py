@@ -9,8 +9,13 @@ import tempfile
 from pathlib import Path
 
 import bitnet_edge
-from bitnet_edge.cli.generate import add_sampling_arguments, sampling_arguments, stream
-from bitnet_edge.cli.text import progress_bar
+from bitnet_edge.cli.generate import (
+    add_sampling_arguments,
+    figures_json,
+    sampling_arguments,
+    stream,
+)
+from bitnet_edge.cli.text import print_json, progress_bar
 from bitnet_edge.runtime import load
 
 __all__ = ["bundled_checkpoint", "configure", "run"]
@@ -28,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", help="keep the package here")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_sampling_arguments(parser)
     parser.set_defaults(temperature=0.7, top_k=40, max_tokens=200)
 
@@ -35,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export the bundled model, show what it costs, run it."""
     from bitnet_edge.api import export
-    from bitnet_edge.cli.export import summary
+    from bitnet_edge.cli.export import export_json, summary
 
     with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
         out = Path(args.out) if args.out else Path(scratch) / "shakespeare.bte"
@@ -44,9 +50,16 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             out=out,
             force=args.force,
-            progress=progress_bar("writing"),
+            progress=None if args.json else progress_bar("writing"),
         )
-        print(summary(result), file=sys.stderr)
-        print(file=sys.stderr)
         with load(out, args.threads) as model:
-            return stream(args.prompt, model.generate(args.prompt, **sampling_arguments(args)))
+            generation = model.generate(args.prompt, **sampling_arguments(args))
+            if args.json:
+                text = generation.text()
+                print_json(
+                    {"export": export_json(result), "text": text, **figures_json(generation)}
+                )
+                return 0
+            print(summary(result), file=sys.stderr)
+            print(file=sys.stderr)
+            return stream(args.prompt, generation)

@@ -74,7 +74,7 @@ def figures(generation: Generation) -> str:
     return (
         f"[{s.prompt_tokens} prompt tokens in {1000 * s.prefill_seconds:.1f} ms, "
         f"{s.new_tokens} new tokens at {s.tokens_per_second:.0f} tokens/s, "
-        f"{generation.finish_reason or 'interrupted'}]"
+        f"{generation.finish_reason}]"
     )
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     file = open_bte(args.file)
     if args.verify:
         file.verify()
-    graph = Graph.from_json(json.loads(bytes(file.section("graph"))))
+    graph = Graph.from_json(file.graph_json())
     if args.json:
         print_json(_as_json(file, graph))
         return 0

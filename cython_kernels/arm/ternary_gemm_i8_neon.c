@@ -71,7 +71,7 @@ void ternary_gemm_i8_neon(int32_t *acc, size_t acc_stride, const uint8_t *w, siz
       }
       for (size_t i = 0; i < tokens; i++)
         for (size_t r = 0; r < BE_PANEL_ROWS; r += 4)
-          vst1q_s32(c + i * acc_stride + r, vdupq_n_s32(-q_sum[t + i]));
+          vst1q_s32(c + i * acc_stride + r, vdupq_n_s32((int32_t)(0u - (uint32_t)q_sum[t + i])));
       if (tokens == 2)
         panel_times(c, acc_stride, w, k_blocks, a, q_stride, 2);
       else if (tokens == 3)

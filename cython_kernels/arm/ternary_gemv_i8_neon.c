@@ -91,7 +91,7 @@ void ternary_gemv_i8_neon(int32_t *acc, const uint8_t *w, size_t panel_stride, s
   for (size_t p = 0; p < n_panels; p++, w += panel_stride, acc += BE_PANEL_ROWS)
     for (size_t row = 0; row < BE_PANEL_ROWS; row += PASS_ROWS) {
       for (size_t r = 0; r < PASS_ROWS; r += 4)
-        vst1q_s32(acc + row + r, vdupq_n_s32(-q_sum));
+        vst1q_s32(acc + row + r, vdupq_n_s32((int32_t)(0u - (uint32_t)q_sum)));
       for (size_t b = 0; b < k_blocks; b += L_BLOCKS)
         chunk_times(acc + row, w + b * BE_BLOCK_BYTES + 4 * row,
                     k_blocks - b < L_BLOCKS ? k_blocks - b : L_BLOCKS, q + b * BE_BLOCK_K);

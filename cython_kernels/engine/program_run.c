@@ -88,17 +88,24 @@ static void scale_row(float *y, size_t width, float multiplier) {
       y[i] *= multiplier;
 }
 
+// The id of token t. It was checked before the run, but in the caller's buffer: a thread that
+// writes there meanwhile must not lead outside the table.
+static size_t token_id(const be_pass *p, const be_instruction *in, size_t t) {
+  uint32_t id = *(const volatile uint32_t *)&READ(uint32_t, 2)[t];
+  return id < in->dim[1] ? id : 0;
+}
+
 static void run_embed(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   float *y = WRITE(float, 0, width) + t * width;
-  widen_row(p->kernels, y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
+  widen_row(p->kernels, y, READ(uint8_t, 1), in->dim[2], token_id(p, in, t), width);
   scale_row(y, width, in->scalar[0]);
 }
 
 static void run_head_embed(const be_pass *p, const be_instruction *in, size_t t) {
   size_t width = in->dim[0];
   float *y = WRITE(float, 0, width) + t * width;
-  be_head_row(y, READ(uint8_t, 1), in->dim[2], (size_t)READ(int32_t, 2)[t], width);
+  be_head_row(y, READ(uint8_t, 1), in->dim[2], token_id(p, in, t), width);
   scale_row(y, width, in->scalar[0]);
 }
 

@@ -2,9 +2,9 @@
 // Verifies a program once, so that program_run.c can execute it blind.
 //
 // Accepted means: for every n_tokens <= max_tokens and position + n_tokens <= max_positions, each
-// operand lies inside its region, is aligned, is of a region its role allows; nothing is read from
-// the arena that an earlier instruction of the same run has not written; no instruction's output
-// overlaps its own inputs unless the op works in place; ports have one dtype and width; the
+// operand lies inside its region, is aligned, is of a region its role allows; a read of the arena
+// is of rows that one earlier instruction of the same run wrote as they are; no instruction's
+// output overlaps its own inputs unless the op works in place; ports have one dtype and width; the
 // instructions for the last rows only (BE_FLAG_OUTPUT_ROWS) come after all others.
 #include <stdlib.h>
 #include <string.h>
@@ -30,45 +30,6 @@ typedef struct range {
   uint64_t begin, end;
 } range;
 
-// Disjoint, sorted, non-adjacent byte ranges of the arena that have been written so far.
-typedef struct range_set {
-  range *items;
-  size_t count, capacity;
-} range_set;
-
-static bool range_set_covers(const range_set *set, range wanted) {
-  for (size_t i = 0; i < set->count; i++)
-    if (set->items[i].begin <= wanted.begin && wanted.end <= set->items[i].end)
-      return true;
-  return false;
-}
-
-static be_status range_set_add(range_set *set, range added) {
-  size_t first = 0;
-  while (first < set->count && set->items[first].end < added.begin)
-    first++;
-  size_t last = first; // items first .. last - 1 touch `added` and merge with it
-  while (last < set->count && set->items[last].begin <= added.end) {
-    if (set->items[last].begin < added.begin)
-      added.begin = set->items[last].begin;
-    if (set->items[last].end > added.end)
-      added.end = set->items[last].end;
-    last++;
-  }
-  if (first == last && set->count == set->capacity) {
-    size_t capacity = set->capacity ? set->capacity * 2 : 64;
-    range *items = realloc(set->items, capacity * sizeof *items);
-    if (!items)
-      return BE_ERR_NO_MEMORY;
-    set->items = items;
-    set->capacity = capacity;
-  }
-  memmove(&set->items[first + 1], &set->items[last], (set->count - last) * sizeof *set->items);
-  set->items[first] = added;
-  set->count = set->count + 1 - (last - first);
-  return BE_OK;
-}
-
 // An operand resolved to memory: region (ports are regions of their own) and extent.
 typedef struct extent {
   be_access access;
@@ -76,15 +37,24 @@ typedef struct extent {
   range bytes;
 } extent;
 
+// Rows of the arena that earlier instructions of the run have written and nobody has overwritten.
+typedef struct live_rows {
+  range bytes;
+  uint64_t row_bytes;
+} live_rows;
+
+static bool overlap(range a, range b) { return a.begin < b.end && b.begin < a.end; }
+
 static bool conflict(const extent *a, const extent *b) {
   return ((a->access | b->access) & BE_WRITE) && a->space == b->space &&
-         a->bytes.begin < b->bytes.end && b->bytes.begin < a->bytes.end;
+         overlap(a->bytes, b->bytes);
 }
 
 typedef struct verifier {
   be_program *program;
   size_t weights_size;
-  range_set written;
+  live_rows *live; // room for every write of every instruction
+  size_t live_count;
   extent phase[MAX_PHASE_LENGTH * BE_MAX_OPERANDS]; // operands of the phase being formed
   size_t phase_extents;
   uint32_t phase_length;
@@ -119,6 +89,9 @@ static be_status verify_header(const be_program_header *header, size_t section_s
       return be_fail(error, BE_ERR_PROGRAM, limits[i].what, -1, -1,
                      limits[i].value < limits[i].low ? limits[i].low : limits[i].high,
                      limits[i].value);
+  for (size_t i = 0; i < sizeof header->reserved1; i++)
+    if (header->reserved1[i] != 0)
+      return be_fail(error, BE_ERR_PROGRAM, "reserved1", -1, -1, 0, header->reserved1[i]);
   uint64_t size = PROGRAM_PREFIX + (uint64_t)header->instruction_count * sizeof(be_instruction);
   if (section_size != size)
     return be_fail(error, BE_ERR_TRUNCATED, "program size", -1, -1, size, section_size);
@@ -135,6 +108,11 @@ static be_status verify_ports(const be_program *program, be_error *error) {
       return be_fail(error, BE_ERR_PROGRAM, "port width", -1, (int32_t)i, BE_MAX_DIMENSION,
                      port->width);
   }
+  for (uint32_t i = program->header.input_count + program->header.output_count; i < BE_MAX_PORTS;
+       i++)
+    if (program->ports[i].dtype != 0 || program->ports[i].width != 0)
+      return be_fail(error, BE_ERR_PROGRAM, "unused port", -1, (int32_t)i, 0,
+                     program->ports[i].width);
   return BE_OK;
 }
 
@@ -207,18 +185,34 @@ static be_status verify_overlaps(const verifier *v, const be_operand_spec *specs
   return BE_OK;
 }
 
-static be_status verify_order(verifier *v, const extent *extents) {
+// A read of the arena must be of exactly the rows that one earlier instruction wrote, with the same
+// row size: then a run of fewer tokens than max_tokens reads nothing that an earlier run left.
+static bool is_live(const verifier *v, const extent *read, uint64_t row_bytes) {
+  for (size_t i = v->live_count; i-- > 0;) // most reads are of what was written last
+    if (v->live[i].bytes.begin == read->bytes.begin && v->live[i].row_bytes == row_bytes)
+      return true;
+  return false;
+}
+
+static void write_rows(verifier *v, range bytes, uint64_t row_bytes) {
+  size_t kept = 0;
+  for (size_t i = 0; i < v->live_count; i++)
+    if (!overlap(v->live[i].bytes, bytes))
+      v->live[kept++] = v->live[i];
+  v->live[kept] = (live_rows){bytes, row_bytes};
+  v->live_count = kept + 1;
+}
+
+static be_status verify_order(verifier *v, const be_operand_spec *specs, const extent *extents) {
+  const uint32_t arena = BE_REGION_ARENA << 8;
   for (int i = 0; i < BE_MAX_OPERANDS; i++)
-    if (extents[i].access == BE_READ && extents[i].space == BE_REGION_ARENA << 8 &&
-        !range_set_covers(&v->written, extents[i].bytes))
+    if (extents[i].access == BE_READ && extents[i].space == arena &&
+        !is_live(v, &extents[i], specs[i].bytes))
       return be_fail(v->error, BE_ERR_PROGRAM, "operand read before it is written", -1, i, 0,
                      extents[i].bytes.begin);
   for (int i = 0; i < BE_MAX_OPERANDS; i++)
-    if ((extents[i].access & BE_WRITE) && extents[i].space == BE_REGION_ARENA << 8) {
-      be_status status = range_set_add(&v->written, extents[i].bytes);
-      if (status != BE_OK)
-        return be_fail(v->error, status, "range set", -1, i, 0, 0);
-    }
+    if ((extents[i].access & BE_WRITE) && extents[i].space == arena)
+      write_rows(v, extents[i].bytes, specs[i].bytes);
   return BE_OK;
 }
 
@@ -264,7 +258,7 @@ static be_status verify_instruction(verifier *v, uint32_t index) {
   if (status == BE_OK)
     status = verify_overlaps(v, specs, extents);
   if (status == BE_OK)
-    status = verify_order(v, extents);
+    status = verify_order(v, specs, extents);
   if (status != BE_OK)
     return status;
   if (in->opcode == BE_OP_embed || in->opcode == BE_OP_head_embed) {
@@ -309,12 +303,18 @@ be_status be_program_open(be_program **out, const uint8_t *section, size_t secti
     status = verify_ports(program, error);
   if (status == BE_OK)
     status = copy_instructions(program, section + PROGRAM_PREFIX, error);
+  if (status == BE_OK) {
+    size_t writes = (size_t)program->header.instruction_count * BE_MAX_OPERANDS;
+    v.live = malloc(writes * sizeof *v.live);
+    if (!v.live)
+      status = be_fail(error, BE_ERR_NO_MEMORY, "verification", -1, -1, writes, 0);
+  }
   for (uint32_t i = 0; i < program->header.instruction_count && status == BE_OK; i++) {
     status = verify_instruction(&v, i);
     if (status != BE_OK && error)
       error->instruction = (int32_t)i;
   }
-  free(v.written.items);
+  free(v.live);
   if (status != BE_OK) {
     be_program_close(program);
     return status;

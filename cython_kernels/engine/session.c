@@ -158,14 +158,18 @@ be_status be_session_create(be_session **out, const be_program *program, uint32_
   *out = NULL;
   if (threads < 1 || threads > BE_MAX_THREADS)
     return BE_ERR_ARGUMENT;
+  const be_program_header *header = &program->header;
+  // A file's 64-bit sizes must not be narrowed to a 32-bit size_t.
+  if (header->arena_bytes > SIZE_MAX - CACHE_LINE || header->state_bytes > SIZE_MAX - CACHE_LINE)
+    return BE_ERR_NO_MEMORY;
   be_session *session = calloc(1, sizeof *session);
   if (!session)
     return BE_ERR_NO_MEMORY;
   session->program = program;
   session->threads = threads;
   // calloc: pages of a large block stay untouched, hence uncounted, until they are used.
-  session->arena_block = calloc(1, program->header.arena_bytes + CACHE_LINE);
-  session->state_block = calloc(1, program->header.state_bytes + CACHE_LINE);
+  session->arena_block = calloc(1, (size_t)header->arena_bytes + CACHE_LINE);
+  session->state_block = calloc(1, (size_t)header->state_bytes + CACHE_LINE);
   session->share_block = calloc(1, be_work_share_bytes(threads) + BE_WORK_LINE);
   be_status status = BE_OK;
   if (!session->arena_block || !session->state_block || !session->share_block)
@@ -241,10 +245,8 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   if (status != BE_OK)
     return status;
   uint64_t begin = session->profile ? be_profile_now() : 0;
-  if (session->threads == 1)
-    run_alone(&j);
-  else
-    be_pool_run(run_share, &j, session->threads);
+  // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
+  be_pool_run(run_share, &j, session->threads);
   if (session->profile)
     be_profile_add_run(session->profile, begin);
   if (session->program->header.max_positions > 0)

@@ -29,5 +29,6 @@ void ternary_gemv_i8_scalar(int32_t *acc, const uint8_t *w, size_t panel_stride,
                             size_t k_blocks, const int8_t *q, int32_t q_sum) {
   for (size_t p = 0; p < n_panels; p++)
     for (size_t r = 0; r < BE_PANEL_ROWS; r++)
-      acc[p * BE_PANEL_ROWS + r] = row_dot(w + p * panel_stride + 4 * r, k_blocks, q) - q_sum;
+      acc[p * BE_PANEL_ROWS + r] = // modulo 2^32: a hostile program's q_sum is any number
+          (int32_t)((uint32_t)row_dot(w + p * panel_stride + 4 * r, k_blocks, q) - (uint32_t)q_sum);
 }

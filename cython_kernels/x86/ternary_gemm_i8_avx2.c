@@ -92,7 +92,7 @@ DEFINE_PANEL_TIMES(4)
 
 BE_AVX2_INLINE void begin_acc(int32_t *acc, int32_t q_sum) {
   for (size_t r = 0; r < BE_PANEL_ROWS; r += 8)
-    _mm256_storeu_si256((__m256i *)(acc + r), _mm256_set1_epi32(-q_sum));
+    _mm256_storeu_si256((__m256i *)(acc + r), _mm256_set1_epi32((int32_t)(0u - (uint32_t)q_sum)));
 }
 
 BE_AVX2 void ternary_gemm_i8_avx2(int32_t *acc, size_t acc_stride, const uint8_t *w,

@@ -53,7 +53,8 @@ BE_AVX2_INLINE __m256i widen(__m256i sum, __m256i words) {
 BE_AVX2_INLINE void panel_times(int32_t *acc, const uint8_t *w, size_t k_blocks, const int8_t *q,
                                 int32_t q_sum) {
   const __m256i zero = _mm256_setzero_si256();
-  __m256i sum0 = _mm256_set1_epi32(-q_sum), sum1 = sum0; // int32; rows 0-7, 8-15
+  __m256i sum0 = _mm256_set1_epi32((int32_t)(0u - (uint32_t)q_sum)),
+          sum1 = sum0; // int32; rows 0-7, 8-15
   for (size_t b = 0; b < k_blocks;) {
     size_t low_end = k_blocks - b < L_BLOCKS ? k_blocks : b + L_BLOCKS;
     eight_rows rows0 = {zero, zero}, rows1 = {zero, zero};

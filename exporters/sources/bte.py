@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,10 +51,7 @@ def load_bte(path: Path) -> ModelSource:
         When a constant of the graph is not stored.
     """
     file = open_bte(path)
-    try:
-        graph = Graph.from_json(json.loads(bytes(file.section("graph"))))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"[bte] the graph is not JSON: {error} ({path})") from None
+    graph = Graph.from_json(file.graph_json())
     stored = {tensor.name: tensor for tensor in file.tensors}
     head_dtype = _head_dtype(file)
     try:

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import bitnet_edge
+from bitnet_edge import _engine
 from bitnet_edge.container import PREFIX, open_bte
 from bitnet_edge.errors import BitnetEdgeError
 
@@ -109,6 +110,8 @@ def mutations(data: bytes, path: Path, seed: int, numbers: range) -> collections
     for number in numbers:
         rng = random.Random(f"{seed}/{number}")
         path.write_bytes(mutate(data, regions, rng))
+        isas = list(_engine.cpu_isas())
+        _engine.set_cpu(isas[number % len(isas)])
         signal.alarm(SECONDS)  # a hang ends the process
         results[use(path)] += 1
         signal.alarm(0)

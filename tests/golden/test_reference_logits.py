@@ -74,7 +74,9 @@ def test_gate_b_teacher_forced_logits(layout, exported, reference, capsys):
     assert agreement.mean() >= 0.98
     assert max(margins, default=0) < 0.1
     assert difference.max() <= 0.5
-    assert prompt_medians, "no prompt without a flip: the numerics have moved"
+    # The bits are the same on every machine, so the number of flip-free prompts is too: fewer mean
+    # that the numerics have moved.
+    assert len(prompt_medians) == {"bf16": 2, "packed": 4, "packed-bitlinear": 4}[layout]
     assert max(prompt_medians) <= 1e-3
 
 

@@ -13,9 +13,16 @@ from bitnet_edge.bench import measure, peers, products
 from bitnet_edge.cli import main
 from bitnet_edge.errors import ModelError
 from bitnet_edge.exporters.sources import synthetic
+from tests.conftest import require_module
 from tests.unit.test_synth import TINY
 
 QUICK = ["--runs", "1", "--new-tokens", "4", "--prompt-tokens", "8,16"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def peers_installed():
+    for name in ("ai_edge_litert", "flatbuffers", "gguf", "onnx", "onnxruntime"):
+        require_module(name)
 
 
 @pytest.fixture

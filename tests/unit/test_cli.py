@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -193,6 +194,12 @@ def test_demo_goes_the_whole_way(tmp_path):
     assert run("demo", "-o", tmp_path / "kept.bte").returncode == 2
 
 
+def test_demo_json():
+    data = json.loads(ok("demo", "--max-tokens", 3, "--json", "--threads", 1))
+    assert data["new_tokens"] == 3
+    assert data["export"]["plan"]["device"] == "raspberry-pi-zero-2w"
+
+
 def test_demo_by_default_leaves_nothing_behind(tmp_path):
     env = os.environ | {"TMPDIR": str(tmp_path)}
     assert run("demo", "--max-tokens", 2, env=env).returncode == 0
@@ -251,6 +258,7 @@ def test_ctrl_c_stops_within_a_token_and_leaves_the_terminal_sane(bte):
         os.environ["BITNET_EDGE_CPU"] = "scalar"  # or the context is full before a key is pressed
         options = ["--max-tokens", "100000", "--temperature", "1"]
         os.execv(sys.executable, [*CLI, "generate", str(bte), PROMPT, *options])
+    settings = termios.tcgetattr(terminal)
     data = b""
     while len(data) < 40:
         data += os.read(terminal, 65536)
@@ -258,6 +266,7 @@ def test_ctrl_c_stops_within_a_token_and_leaves_the_terminal_sane(bte):
     pressed = time.monotonic()
     data += read_terminal(terminal, pressed + 1.0)
     _, status = os.waitpid(pid, 0)
+    assert termios.tcgetattr(terminal) == settings
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 130
     assert b"interrupted]\r\n" in data

@@ -72,6 +72,31 @@ def test_the_first_of_several_stop_strings_wins_and_near_misses_are_not_lost(mod
     assert generation.text() == whole[: whole.index(whole[30:33])]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_earliest_stop_string_in_the_text_wins(order, model):
+    whole = model.generate(PROMPT, max_tokens=80, ignore_eos=True).text()
+    early, late = whole[20:24], whole[22:28]  # one token may complete both
+    generation = model.generate(PROMPT, max_tokens=80, stop=(early, late)[::order], ignore_eos=True)
+    assert generation.text() == whole[: whole.index(early)]
+
+
+def test_an_interrupted_generation_is_finished(model, monkeypatch):
+    generation = model.generate(PROMPT, max_tokens=20)
+    next(generation)
+
+    def interrupt(token: int) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation._decoder, "push", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(generation)
+    assert generation.finish_reason == "interrupted"
+    with pytest.raises(StopIteration):
+        next(generation)
+    with pytest.raises(ArgumentError, match=r"is finished \(interrupted\)"):
+        generation.advance()
+
+
 def test_eos_ends_the_text(model, monkeypatch):
     greedy = model.generate(PROMPT, max_tokens=10, ignore_eos=True)
     text = greedy.text()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -234,6 +236,19 @@ def test_an_output_over_its_own_input(program):
     refused(with_record(section, index, OPERAND0=a + 64), weights, "overlaps an output|beyond")
 
 
+def test_reading_rows_of_another_size(program):
+    """Rows of 40 floats read as rows of 20 would, in a shorter run, hold what another run left."""
+    section, weights = program
+    index = index_of(section, "rms_norm_quantize")
+    refused(with_record(section, index, DIM0=20), weights, "operand read before it is written")
+
+
+@pytest.mark.parametrize(("at", "message"), [(50, "reserved1"), (64 + 15 * 8, "unused port")])
+def test_fields_for_later_are_zero(at, message, program):
+    section, weights = program
+    refused(section[:at] + b"\1" + section[at + 1 :], weights, message)
+
+
 def test_two_outputs_of_one_instruction_may_not_overlap(program):
     section, weights = program
     index = index_of(section, "quantize")
@@ -264,6 +279,44 @@ def test_decode_names_everything(program):
     assert records[-1].tail
     with pytest.raises(Truncated, match="expected 2[0-9] instructions"):
         list(decode_program(program[0][:-1]))
+
+
+def test_decode_refuses_what_means_nothing(program):
+    section = program[0]
+    with pytest.raises(Truncated):
+        list(decode_program(b""))
+    for changed in (
+        with_record(section, 0, OPCODE=999),
+        with_record(section, 0, OPERAND0=99 << 56),
+    ):
+        with pytest.raises(InvalidProgram, match="instruction 0 means nothing"):
+            list(decode_program(changed))
+
+
+def test_ids_changed_during_a_run_stay_in_the_table(program):
+    """A caller that writes into its ids from another thread gets wrong rows, never a crash."""
+    session = _engine.Session(open_program(*program))
+    ids = np.zeros(64, np.int32)
+    out = np.zeros((64, 97), np.float32)
+    stop = threading.Event()
+
+    def spoil() -> None:
+        while not stop.is_set():
+            ids[:] = 2**31 - 1
+            ids[:] = 0
+
+    spoiler = threading.Thread(target=spoil)
+    spoiler.start()
+    ran = 0
+    for _ in range(200):
+        try:
+            session.run((ids,), (out,), 64)
+            ran += 1
+        except ArgumentError:
+            continue
+    stop.set()
+    spoiler.join()
+    assert ran > 0
 
 
 def test_independent_instructions_share_a_phase():
@@ -378,4 +431,3 @@ def test_cpu_cap():
     assert set(_engine.kernel_isas().values()) == {"scalar"}
     _engine.set_cpu(None)
     assert _engine.cpu_available() >= 1
-    assert _engine.pool_workers() >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,9 +48,9 @@ def test_logits_need_a_sequence_that_fits(ids, model):
         model.logits(ids)
 
 
-@pytest.mark.parametrize("ids", [["a"], [2**31], [1.5], None])
+@pytest.mark.parametrize("ids", [["a"], [2**31], [1.5], None, b"\1\0\0\0", "text"])
 def test_ids_must_be_integers(ids, model):
-    with pytest.raises(ArgumentError, match="32-bit integers"):
+    with pytest.raises(ArgumentError, match="token ids"):
         model.logits(ids)
 
 
@@ -113,6 +114,69 @@ def test_a_second_generation_takes_over(model):
     with pytest.raises(ArgumentError, match="another generation has begun"):
         next(first)
     assert next(second)
+
+
+def test_one_model_in_two_threads_is_an_error_never_a_wrong_answer(bte):
+    model = bitnet_edge.load(bte, threads=1)
+    ids = list(range(300))
+    expected = model.logits(ids).tobytes()
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            try:
+                if model.logits(ids).tobytes() != expected:
+                    wrong.append("wrong logits")
+            except ArgumentError:
+                continue
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert model.logits(ids).tobytes() == expected
+
+
+def test_a_forked_child_does_not_hang(bte):
+    """fork() while another thread is inside the engine: the child gets an error or an answer."""
+    script = (
+        "import os, threading, warnings, bitnet_edge\n"
+        "warnings.simplefilter('ignore')\n"
+        f"m = bitnet_edge.load({str(bte)!r}, threads=2)\n"
+        "stop = False\n"
+        "def work():\n"
+        "    while not stop: m.logits(list(range(200)))\n"
+        "t = threading.Thread(target=work); t.start()\n"
+        "for _ in range(5):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        try: m.logits([1, 2, 3])\n"
+        "        except bitnet_edge.errors.ArgumentError: pass\n"
+        "        os._exit(7)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
+        "stop = True; t.join()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_more_threads_than_planned_count_against_the_budget(bte):
+    needed = bitnet_edge.load(bte).file.plan["needed_bytes"]
+    with pytest.raises(BudgetExceeded):
+        bitnet_edge.load(bte, threads=8, memory_budget=needed)
+
+
+def test_a_closed_model_gives_its_map_back(tmp_path, bte):
+    path = tmp_path / "closing.bte"
+    path.write_bytes(bte.read_bytes())
+    model = bitnet_edge.load(path)
+    model.close()
+    assert "closing.bte" not in Path("/proc/self/maps").read_text()
+    with pytest.raises(ArgumentError, match="is closed"):
+        model.generate("A")
+    with pytest.raises(ArgumentError, match="is closed"):
+        model.file.verify()
 
 
 def test_models_in_threads_do_not_disturb_each_other(bte):
@@ -192,4 +256,4 @@ def test_private_bytes_is_unmeasured_elsewhere(monkeypatch):
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="no attribute 'imaginary'"):
         _ = bitnet_edge.imaginary
-    assert set(dir(bitnet_edge)) == {"Model", "__version__", "export", "load", "plan"}
+    assert set(dir(bitnet_edge)) == {"Model", "__version__", "errors", "export", "load", "plan"}

@@ -154,6 +154,29 @@ def test_a_header_that_would_be_too_long(tmp_path, monkeypatch):
         bitnet_edge.export(mlp(), out=tmp_path / "m.bte")
 
 
+def test_a_model_the_engine_would_refuse_is_not_written(tmp_path):
+    with pytest.raises(ExportError, match="the engine cannot run this model.*rope_angles"):
+        bitnet_edge.export(decoder(head_dim=600, layers=1), out=tmp_path / "m.bte")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_umask_is_respected(tmp_path):
+    old = os.umask(0o077)
+    try:
+        bitnet_edge.export(mlp(), out=tmp_path / "m.bte")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "m.bte").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
+    def refused(*arguments: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(writer.os, "open", refused)
+    writer._sync_directory(tmp_path)
+
+
 def test_unknown_target_and_checkpoint(tmp_path):
     with pytest.raises(ArgumentError, match="expected target bte, got 'coreml'"):
         bitnet_edge.export(mlp(), out=tmp_path / "m", target="coreml")

@@ -104,7 +104,7 @@ AVX2 = [
     Mutant(
         "dropped bias",
         "x86/ternary_gemv_i8_avx2.c",
-        "_mm256_set1_epi32(-q_sum)",
+        "_mm256_set1_epi32((int32_t)(0u - (uint32_t)q_sum))",
         "_mm256_setzero_si256()",
         "ternary_gemv_i8",
     ),

@@ -15,13 +15,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bitnet_edge._numpy import np
+from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import NotTernary, ShapeMismatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PANEL_ROWS", "p16_bytes", "pack_p16", "round_up", "unpack_p16"]
+__all__ = ["ARRAY_TYPES", "PANEL_ROWS", "p16_bytes", "pack_p16", "round_up", "unpack_p16"]
 
+# How the values of unpacked constants come and go as arrays; f16 and bf16 as their bits.
+ARRAY_TYPES = {
+    DType.F32: np.float32,
+    DType.F16: np.uint16,
+    DType.BF16: np.uint16,
+    DType.I32: np.int32,
+}
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 16
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_edge import _engine
+from bitnet_edge.container import tensor_bytes
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
-from bitnet_edge.head_packing import STORED, head_bytes, packed_heads
+from bitnet_edge.head_packing import STORED, packed_heads
 from bitnet_edge.lowering import Lowered, Operand, lower
 from bitnet_edge.memory import THREAD_BYTES
-from bitnet_edge.packing import p16_bytes, round_up
+from bitnet_edge.packing import round_up
 from bitnet_edge.profiles import Profile
 
 __all__ = ["KV_DTYPES", "BudgetReport", "Plan", "WeightSlot", "make_plan"]
@@ -307,14 +308,7 @@ def _place_weights(graph: Graph, packed: Mapping[str, DType]) -> tuple[WeightSlo
     end = 0
     for tensor in graph.constants():
         dtype = packed.get(tensor.name, tensor.dtype)
-        if tensor.name in packed:
-            size = head_bytes(dtype, *tensor.shape)
-        elif dtype is DType.TERNARY:
-            size = p16_bytes(*tensor.shape)
-        else:
-            size = tensor.dtype.bytes
-            for length in tensor.shape:
-                size *= length
+        size = tensor_bytes(dtype.value, tensor.shape)
         slots.append(WeightSlot(tensor.name, dtype, tensor.shape, end, size))
         end += round_up(size, ALIGNMENT)
     return tuple(slots)

@@ -31,7 +31,7 @@ from bitnet_edge.container import (
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ExportError, FormatError, ModelError, ShapeMismatch
 from bitnet_edge.head_packing import STORED, pack_head, quantise_head
-from bitnet_edge.packing import PANEL_ROWS, pack_p16, round_up
+from bitnet_edge.packing import ARRAY_TYPES, PANEL_ROWS, pack_p16, round_up
 from bitnet_edge.planner import Plan, WeightSlot
 from bitnet_edge.program import encode_program
 from bitnet_edge.reference import widen
@@ -48,7 +48,6 @@ Progress = Callable[[int, int], None]
 _CHUNK_BYTES = 8 << 20  # rows are read, packed and written in runs of about this size
 _HEADS = (DType.I8_ROWS, DType.I4_GROUPS)
 _FEATURES = {dtype.value for dtype in _HEADS}  # a reader without them must refuse the file
-_NUMPY = {DType.F32: np.float32, DType.F16: np.uint16, DType.BF16: np.uint16, DType.I32: np.int32}
 
 
 def write_bte(
@@ -212,7 +211,7 @@ def _stored_chunks(slot: WeightSlot, source: ModelSource) -> Iterator[bytes]:
     if slot.dtype in _HEADS:
         yield from _head_chunks(slot, source, values)
         return
-    _check_values(values, np.int8 if slot.dtype is DType.TERNARY else _NUMPY[slot.dtype], slot)
+    _check_values(values, np.int8 if slot.dtype is DType.TERNARY else ARRAY_TYPES[slot.dtype], slot)
     row_bytes = max(1, values[:1].nbytes)
     step = max(PANEL_ROWS, _CHUNK_BYTES // row_bytes // PANEL_ROWS * PANEL_ROWS)
     for first in range(0, len(values), step):
@@ -234,7 +233,7 @@ def _head_chunks(
             yield values[first : first + _CHUNK_BYTES].tobytes()
         return
     dtype = source.graph.tensors[slot.name].dtype
-    _check_values(values, _NUMPY[dtype], slot)
+    _check_values(values, ARRAY_TYPES[dtype], slot)
     step = max(PANEL_ROWS, _CHUNK_BYTES // 16 // slot.shape[1] // PANEL_ROWS * PANEL_ROWS)
     for first in range(0, slot.shape[0], step):
         rows = widen(values[first : first + step], dtype)

@@ -5,13 +5,9 @@
 // come from memory once and stay in the first-level cache for all heads that share them. `out`
 // itself holds the running weighted sum between blocks.
 #include "arm/dot_neon.h"
+#include "arm/online_softmax_neon.h"
 
 enum { BLOCK_KEYS = 64 };
-
-typedef struct head_state {
-  float max;
-  float sum[BE_LANES];
-} head_state;
 
 // s[j] = dot(q, k_j) * scale for j < n, -inf up to the next multiple of 16.
 BE_INLINE void scores(float *s, const float *q, const void *k, size_t n, size_t head_dim,
@@ -30,34 +26,10 @@ BE_INLINE void scores(float *s, const float *q, const void *k, size_t n, size_t 
     s[j] = -INFINITY;
 }
 
-// Turns scores into weights and moves the head to the new maximum. Not inlined: the constants of
+// The step of every attention, not inlined: the constants of
 // exp would take registers from the loops around it.
-BE_NOINLINE void softmax_step(head_state *state, float *s, size_t n, float *out, size_t head_dim) {
-  float32x4_t m = vdupq_n_f32(state->max);
-  for (size_t j = 0; j < n; j += 4)
-    m = be_greater4(vld1q_f32(s + j), m);
-  float b = be_max4(m);
-
-  be_f32x16 sum = be_load16(state->sum, 0, BE_FORMAT_F32);
-  if (b > state->max) {
-    float c = be_exp(state->max - b);
-    sum = be_multiply16(sum, be_splat16(c));
-    size_t d = 0;
-    for (; d + 4 <= head_dim; d += 4)
-      vst1q_f32(out + d, vmulq_n_f32(vld1q_f32(out + d), c));
-    for (; d < head_dim; d++)
-      out[d] *= c;
-    state->max = b;
-  }
-  const float32x4_t max = vdupq_n_f32(state->max);
-  for (size_t j = 0; j < n; j += 16) {
-    be_f32x16 p = be_load16(s, j, BE_FORMAT_F32);
-    p = be_exp16((be_f32x16){vsubq_f32(p.v0, max), vsubq_f32(p.v1, max), vsubq_f32(p.v2, max),
-                             vsubq_f32(p.v3, max)});
-    be_store16(s + j, p);
-    sum = be_add16(sum, p);
-  }
-  be_store16(state->sum, sum);
+BE_NOINLINE void softmax_step(be_softmax *state, float *s, size_t n, float *out, size_t head_dim) {
+  be_softmax_step_neon(state, s, n, out, head_dim);
 }
 
 BE_INLINE float32x4_t add_weighed(float32x4_t o, const void *row, size_t d, float32x4_t p,
@@ -123,9 +95,9 @@ BE_INLINE void weigh(float *out, const float *p, const void *v, size_t n, size_t
 
 BE_INLINE void attend(float *out, const float *q, const void *k, const void *v, size_t n_heads,
                       size_t n_keys, size_t head_dim, float scale, be_float_format format) {
-  head_state states[BE_MAX_HEADS_PER_KV];
+  be_softmax states[BE_MAX_HEADS_PER_KV];
   for (size_t h = 0; h < n_heads; h++)
-    states[h] = (head_state){.max = -INFINITY};
+    states[h] = (be_softmax){.max = -INFINITY};
   memset(out, 0, n_heads * head_dim * sizeof *out);
 
   for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
@@ -139,7 +111,7 @@ BE_INLINE void attend(float *out, const float *q, const void *k, const void *v, 
   }
 
   for (size_t h = 0; h < n_heads; h++) {
-    float inverse = 1.0f / be_tree(be_load16(states[h].sum, 0, BE_FORMAT_F32));
+    float inverse = 1.0f / be_tree(be_load16(states[h].sum.lane, 0, BE_FORMAT_F32));
     for (size_t d = 0; d < head_dim; d++)
       out[h * head_dim + d] *= inverse;
   }

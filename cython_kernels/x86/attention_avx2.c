@@ -12,13 +12,9 @@
 #include <stdbool.h>
 
 #include "x86/avx2.h"
+#include "x86/online_softmax_avx2.h"
 
 enum { BLOCK_KEYS = 64, MAX_TILE = 2 };
-
-typedef struct head_state {
-  float max;
-  float sum[BE_LANES];
-} head_state;
 
 // Everything that stays the same through one call.
 typedef struct problem {
@@ -104,37 +100,11 @@ BE_AVX2_INLINE void score_block(float (*s)[BLOCK_KEYS], const problem *p, size_t
       s[h][j] = -INFINITY;
 }
 
-// Turns scores into weights and moves the head to the new maximum. Not inlined: the constants of
+// The step of every attention, not inlined: the constants of
 // exp would take registers from the loops around it.
-BE_AVX2_NOINLINE void softmax_step(head_state *state, float *s, size_t n, float *out,
+BE_AVX2_NOINLINE void softmax_step(be_softmax *state, float *s, size_t n, float *out,
                                    size_t head_dim) {
-  __m256 m = _mm256_set1_ps(state->max);
-  for (size_t j = 0; j < n; j += 8)
-    m = _mm256_max_ps(_mm256_load_ps(s + j), m); // second operand where the score is a NaN
-  __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-  t = _mm_max_ps(t, _mm_movehl_ps(t, t));
-  float b = _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
-
-  __m256 low = _mm256_loadu_ps(state->sum), high = _mm256_loadu_ps(state->sum + 8);
-  if (b > state->max) {
-    float c = be_exp(state->max - b);
-    low = _mm256_mul_ps(low, _mm256_set1_ps(c));
-    high = _mm256_mul_ps(high, _mm256_set1_ps(c));
-    for (size_t d = 0; d < head_dim; d++)
-      out[d] *= c;
-    state->max = b;
-  }
-  const __m256 max = _mm256_set1_ps(state->max);
-  for (size_t j = 0; j < n; j += 16) {
-    __m256 p0 = be_exp8(_mm256_sub_ps(_mm256_load_ps(s + j), max));
-    __m256 p1 = be_exp8(_mm256_sub_ps(_mm256_load_ps(s + j + 8), max));
-    _mm256_store_ps(s + j, p0);
-    _mm256_store_ps(s + j + 8, p1);
-    low = _mm256_add_ps(low, p0);
-    high = _mm256_add_ps(high, p1);
-  }
-  _mm256_storeu_ps(state->sum, low);
-  _mm256_storeu_ps(state->sum + 8, high);
+  be_softmax_step_avx2(state, s, n, out, head_dim);
 }
 
 // out[h][d] += p_hj * v_j[d], j in order, for `registers` times 8 consecutive d.
@@ -192,7 +162,7 @@ BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const size_t head
 }
 
 // One tile of heads over one block of keys.
-BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, head_state *states, size_t head,
+BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, be_softmax *states, size_t head,
                                 const size_t heads, const void *k, const void *v, size_t n) {
   p.format = format; // again, as a constant
   _Alignas(32) float s[MAX_TILE][BLOCK_KEYS];
@@ -203,11 +173,11 @@ BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, head_state *s
 }
 
 // One function per tile and format: alone, each gets all registers.
-typedef void tile(const problem *p, head_state *states, size_t head, const void *k, const void *v,
+typedef void tile(const problem *p, be_softmax *states, size_t head, const void *k, const void *v,
                   size_t n);
 #define DEFINE_TILE(heads, format)                                                                 \
   BE_AVX2_NOINLINE void attend_##heads##_##format(                                                 \
-      const problem *p, head_state *states, size_t head, const void *k, const void *v, size_t n) { \
+      const problem *p, be_softmax *states, size_t head, const void *k, const void *v, size_t n) { \
     attend_tile(*p, BE_FORMAT_##format, states, head, heads, k, v, n);                             \
   }
 DEFINE_TILE(2, F32)
@@ -220,9 +190,9 @@ BE_AVX2 static void attend(tile *const *tiles, float *out, const float *q, const
                            const void *v, size_t n_heads, size_t n_keys, size_t head_dim,
                            float scale, be_float_format format) {
   const problem p = {q, out, head_dim, scale, format};
-  head_state states[BE_MAX_HEADS_PER_KV];
+  be_softmax states[BE_MAX_HEADS_PER_KV];
   for (size_t h = 0; h < n_heads; h++)
-    states[h] = (head_state){.max = -INFINITY};
+    states[h] = (be_softmax){.max = -INFINITY};
   memset(out, 0, n_heads * head_dim * sizeof *out);
 
   for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
@@ -235,7 +205,7 @@ BE_AVX2 static void attend(tile *const *tiles, float *out, const float *q, const
   }
 
   for (size_t h = 0; h < n_heads; h++) {
-    float inverse = 1.0f / be_tree(be_load16(states[h].sum, 0, BE_FORMAT_F32));
+    float inverse = 1.0f / be_tree(be_load16(states[h].sum.lane, 0, BE_FORMAT_F32));
     for (size_t d = 0; d < head_dim; d++)
       out[h * head_dim + d] *= inverse;
   }

@@ -14,14 +14,12 @@ from bitnet_edge.errors import ArgumentError, FormatError, MissingTensor
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.graph import Graph
 from bitnet_edge.head_packing import HEAD_DTYPES, STORED, head_storage, packed_heads
-from bitnet_edge.packing import unpack_p16
+from bitnet_edge.packing import ARRAY_TYPES, unpack_p16
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["load_bte"]
-
-_NUMPY = {DType.F32: np.float32, DType.F16: np.uint16, DType.BF16: np.uint16, DType.I32: np.int32}
 
 
 class _BteWeights:
@@ -37,7 +35,7 @@ class _BteWeights:
             return data
         if tensor.dtype == DType.TERNARY.value:
             return unpack_p16(data, *tensor.shape)
-        return data.view(_NUMPY[DType(tensor.dtype)]).reshape(tensor.shape)
+        return data.view(ARRAY_TYPES[DType(tensor.dtype)]).reshape(tensor.shape)
 
 
 def load_bte(path: Path) -> ModelSource:

@@ -169,10 +169,11 @@ AVX2 = [
     ),
     Mutant(
         "weights of earlier keys not rescaled",
-        "x86/attention_avx2.c",
+        "x86/online_softmax_avx2.h",
         "low = _mm256_mul_ps(low, _mm256_set1_ps(c));",
         "",
         "attention_f32",
+        ("x86/attention_avx2.c",),
     ),
     Mutant(
         "keys behind the last one counted",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import UnsupportedOp
 from bitnet_edge.graph import Graph, Kind, Node
-from bitnet_edge.ops import GatedActivation
+from bitnet_edge.ops import GatedActivation, TernaryLinear
 
 __all__ = ["Instruction", "Lowered", "Operand", "Region", "lower"]
 
@@ -108,7 +108,7 @@ class _Lowering:
         self.instructions: list[Instruction] = []
         self.row_bytes: dict[str, int] = {}
         self.home: dict[str, str] = {}  # tensor -> arena buffer that holds it
-        self.quantised: set[str] = set()
+        self.quantised: set[tuple[str, int]] = set()
         self.quantised_wide: set[str] = set()
         self.angles: dict[tuple[str, float], Operand] = {}
 
@@ -178,13 +178,19 @@ class _Lowering:
     ) -> None:
         self.instructions.append(Instruction(op, node.name, dims, scalars or {}, operands))
 
-    def quantised_operands(self, tensor: str) -> dict[str, Operand]:
+    def quantised_operands(self, tensor: str, groups: int) -> dict[str, Operand]:
         """Return names of a tensor's int8 rows, scales and sums (see `op_table.def`)."""
+        name = tensor if groups == 1 else f"{tensor}.groups{groups}"
         return {
-            "q": self.scratch(f"{tensor}.q", -(-self.width(tensor) // _BLOCK) * _BLOCK),
-            "s": self.scratch(f"{tensor}.s", 4),
-            "q_sum": self.scratch(f"{tensor}.q_sum", 4),
+            "q": self.scratch(f"{name}.q", -(-self.width(tensor) // _BLOCK) * _BLOCK),
+            "s": self.scratch(f"{name}.s", 4),
+            "q_sum": self.scratch(f"{name}.q_sum", 4 * groups),
         }
+
+    def groups(self, node: Node) -> int:
+        """Return how many groups of columns with scales of their own a ternary linear has."""
+        scales = TernaryLinear.operands(node).get("scales")
+        return self.graph.tensors[scales].shape[0] if scales else 1
 
     def attribute(self, node: Node, key: str) -> float:
         value = node.attributes[key]
@@ -216,31 +222,40 @@ class _Lowering:
     def _lower_rms_norm(self, node: Node) -> None:
         x, weight = node.inputs
         output = node.outputs[0]
-        dims = {"width": self.width(x)}
         scalars = {"eps": self.attribute(node, "eps")}
         readers = self.readers.get(output, [])
-        if output not in self.graph.outputs and all(r.op == "ternary_linear" for r in readers):
-            operands = self.quantised_operands(output)
+        groups = {self.groups(r) if r.op == "ternary_linear" else 0 for r in readers}
+        if output not in self.graph.outputs and len(groups) == 1 and 0 not in groups:
+            (count,) = groups
+            operands = self.quantised_operands(output, count)
             operands |= {"x": self.read(x), "gain": self.read(weight)}
+            dims = {"width": self.width(x), "groups": count}
             self.emit("rms_norm_quantize", node, operands, dims, scalars)
-            self.quantised.add(output)
+            self.quantised.add((output, count))
             return
         operands = {"x": self.read(x), "gain": self.read(weight)}
+        dims = {"width": self.width(x)}
         self.emit("rms_norm", node, {"y": self.write(output, x)} | operands, dims, scalars)
 
     def _lower_ternary_linear(self, node: Node) -> None:
-        x, weight, bias = node.inputs
+        names = TernaryLinear.operands(node)
+        x, weight, groups = names["x"], names["weight"], self.groups(node)
         rows, k = self.graph.tensors[weight].shape
-        if x not in self.quantised:
-            operands = self.quantised_operands(x) | {"x": self.read(x)}
-            self.emit("quantize", node, operands, {"width": k})
-            self.quantised.add(x)
-        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)}
-        operands |= {name: Operand("arena", f"{x}.{name}") for name in ("q", "s", "q_sum")}
-        if bias:
-            operands["bias"] = self.read(bias)
-        scale = self.attribute(node, "scale")
-        self.emit("ternary_linear", node, operands, {"rows": rows, "k": k}, {"w_scale": scale})
+        quantised = self.quantised_operands(x, groups)
+        if (x, groups) not in self.quantised:
+            dims = {"width": k, "groups": groups}
+            self.emit("quantize", node, quantised | {"x": self.read(x)}, dims)
+            self.quantised.add((x, groups))
+        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)} | quantised
+        operands |= {name: self.read(names[name]) for name in ("bias", "scales") if name in names}
+        dtype = self.graph.tensors[names["scales"]].dtype if "scales" in names else DType.F32
+        self.emit(
+            "ternary_linear",
+            node,
+            operands,
+            {"rows": rows, "k": k, "groups": groups, "dtype": dtype.engine_code},
+            {"w_scale": self.attribute(node, "scale")},
+        )
 
     def _lower_linear(self, node: Node) -> None:
         x, weight, bias = node.inputs

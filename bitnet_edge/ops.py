@@ -41,6 +41,15 @@ class Op:
         raise NotImplementedError
 
     @classmethod
+    def operands(cls, node: Node) -> dict[str, str]:
+        """Return a node's tensors by operand name (without the mark); absent ones are left out.
+
+        Optional operands at the end of a node's inputs may be missing altogether.
+        """
+        names = (operand.rstrip("?") for operand in cls.inputs)
+        return {operand: name for operand, name in zip(names, node.inputs, strict=False) if name}
+
+    @classmethod
     def check(cls, node: Node, tensors: Mapping[str, Tensor]) -> None:
         """Check a node against the op.
 
@@ -49,7 +58,8 @@ class Op:
         ShapeMismatch
             Naming op, node, expectation and finding.
         """
-        if len(node.inputs) != len(cls.inputs) or len(node.outputs) != 1:
+        operands = cls.operands(node)
+        if len(node.inputs) > len(cls.inputs) or len(node.outputs) != 1:
             raise ShapeMismatch(
                 f"[{cls.name}] expected {len(cls.inputs)} inputs and 1 output, got "
                 f"{len(node.inputs)} and {len(node.outputs)} (node {node.name!r})"
@@ -66,8 +76,9 @@ class Op:
                     f"{node.attributes[key]!r} (node {node.name!r})"
                 )
         shapes: dict[str, Shape] = {}
-        for (operand, dtypes), name in zip(cls.inputs.items(), node.inputs, strict=True):
-            if not name:
+        for operand, dtypes in cls.inputs.items():
+            name = operands.get(operand.rstrip("?"))
+            if name is None:
                 if not operand.endswith("?"):
                     raise ShapeMismatch(
                         f"[{cls.name}] lacks operand {operand} (node {node.name!r})"
@@ -162,20 +173,39 @@ class RmsNorm(Op):
 
 @_op
 class TernaryLinear(Op):
-    """BitLinear: per-token int8 absmax quantisation, ternary product, one scale, bias.
+    """BitLinear: per-token int8 absmax quantisation, ternary product, scale, bias.
 
     ``s = 127 / max(absmax(x), 1e-5); q = clamp(round_half_even(x * s), -128, 127)``,
     ``y = (q @ weight.T) / s * scale + bias``; x (n, k), weight (rows, k), y (n, rows).
     Ma et al., "The Era of 1-bit LLMs", 2024; transformers ``integrations/bitnet.py``.
+
+    With scales (groups, rows), one for every row and k / groups columns, the product is the
+    float32 sum, in the order of the groups, of ``(q[group] @ weight[:, group].T) * scales[group]``.
+    More groups than one are whole multiples of 16 columns.
     """
 
     name = "ternary_linear"
-    inputs = {"x": _F32, "weight": (DType.TERNARY,), "bias?": _F32}
+    inputs = {
+        "x": _F32,
+        "weight": (DType.TERNARY,),
+        "bias?": _F32,
+        "scales?": (DType.F32, DType.F16),
+    }
     attributes = {"scale": float}
+    GROUP_MULTIPLE: ClassVar[int] = 16
 
     @classmethod
     def infer(cls, shapes: Mapping[str, Shape], attributes: Mapping[str, Value]) -> Shape:
         """See `Op.infer`."""
+        if "scales" in shapes:
+            _rank(cls.name, shapes, {"scales": 2, "weight": 2})
+            groups, rows = shapes["scales"]
+            _expect(cls.name, "columns of scales", shapes["weight"][0], rows)
+            if groups > 1 and shapes["weight"][1] % (groups * cls.GROUP_MULTIPLE):
+                raise ShapeMismatch(
+                    f"[{cls.name}] expected groups of a multiple of {cls.GROUP_MULTIPLE} columns, "
+                    f"got {groups} groups of {shapes['weight'][1]} columns"
+                )
         return _linear_shape(cls.name, shapes)
 
 

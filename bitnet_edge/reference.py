@@ -184,8 +184,16 @@ def _ternary_linear(
     operands: Mapping[str, Any], attributes: Mapping[str, Value], position: int
 ) -> F32:
     q, s = quantize(operands["x"])
-    acc = q.astype(np.int64) @ operands["weight"].astype(np.int64).T
-    y = (acc.astype(np.float32) / s[:, None]) * f32(float(attributes["scale"]))
+    q, weight = q.astype(np.int64), operands["weight"].astype(np.int64)
+    if "scales" in operands:
+        scales = operands["scales"]
+        columns = np.split(np.arange(q.shape[1]), len(scales))
+        y = np.zeros((len(q), len(weight)), np.float32)
+        for group, scale in zip(columns, scales, strict=True):
+            y = y + (q[:, group] @ weight[:, group].T).astype(np.float32) * scale
+    else:
+        y = (q @ weight.T).astype(np.float32)
+    y = (y / s[:, None]) * f32(float(attributes["scale"]))
     return y + operands["bias"] if "bias" in operands else y
 
 
@@ -335,9 +343,7 @@ class ReferenceModel:
         values: dict[str, Any] = {**self._constants, **self._state, **inputs}
         for node in self.graph.nodes:
             operands = {
-                operand.rstrip("?"): values[name]
-                for operand, name in zip(OPS[node.op].inputs, node.inputs, strict=True)
-                if name
+                operand: values[name] for operand, name in OPS[node.op].operands(node).items()
             }
             with np.errstate(all="ignore"):  # hostile numbers are the engine's business too
                 values[node.outputs[0]] = REFERENCE[node.op](operands, node.attributes, position)

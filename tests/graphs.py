@@ -60,6 +60,14 @@ class GraphBuilder:
         b = self.constant(f"{name}.bias", (rows,)) if bias else ""
         return self.node("ternary_linear", name, (x, weight, b), rows, scale=scale)
 
+    def scaled_ternary(self, name, x, rows, groups, dtype=DType.F32, *, bias=False) -> str:
+        """A ternary linear with a scale for every row and group of columns."""
+        k = self.tensors[x].shape[1]
+        weight = self.constant(f"{name}.weight", (rows, k), DType.TERNARY)
+        b = self.constant(f"{name}.bias", (rows,)) if bias else ""
+        scales = self.constant(f"{name}.scales", (groups, rows), dtype)
+        return self.node("ternary_linear", name, (x, weight, b, scales), rows, scale=0.5)
+
     def norm(self, name, x) -> str:
         width = self.tensors[x].shape[1]
         gain = self.constant(f"{name}.weight", (width,))

@@ -99,11 +99,22 @@ static be_status check_heads(uint32_t heads, uint32_t kv_heads, be_error *error)
   return BE_OK;
 }
 
-static be_status quantize_specs(const be_instruction *in, be_operand_spec *specs) {
-  uint32_t width = in->dim[0];
+// Groups of columns with sums or scales of their own are whole blocks; one group may be anything.
+static be_status check_groups(uint32_t groups, uint32_t k, be_error *error) {
+  CHECK({"groups", groups, 1, k});
+  if (groups > 1 && k % (groups * BE_BLOCK_K) != 0)
+    return be_fail(error, BE_ERR_PROGRAM, "groups of whole blocks", -1, -1, k / BE_BLOCK_K, groups);
+  return BE_OK;
+}
+
+static be_status quantize_specs(const be_instruction *in, be_operand_spec *specs, be_error *error) {
+  uint32_t width = in->dim[0], groups = in->dim[1];
+  be_status status = check_groups(groups, width, error);
+  if (status != BE_OK)
+    return status;
   specs[0] = scratch(BE_WRITE, be_round_up(width, BE_BLOCK_K));
   specs[1] = scratch(BE_WRITE, sizeof(float));
-  specs[2] = scratch(BE_WRITE, sizeof(int32_t));
+  specs[2] = scratch(BE_WRITE, groups * sizeof(int32_t));
   specs[3] = rows_in(width);
   if (in->opcode == BE_OP_rms_norm_quantize)
     specs[4] = weights((uint64_t)width * 4);
@@ -160,25 +171,37 @@ static be_status wide_head_specs(const be_instruction *in, be_operand_spec *spec
   return BE_OK;
 }
 
-static be_status linear_specs(const be_instruction *in, be_operand_spec *specs, be_error *error) {
+static be_status dense_linear_specs(const be_instruction *in, be_operand_spec *specs,
+                                    be_error *error) {
   uint32_t rows = in->dim[0], k = in->dim[1];
-  CHECK({"linear: k", k, 1, BE_MAX_DIMENSION});
+  CHECK({"linear: k", k, 1, BE_MAX_DIMENSION},
+        {"dense_linear: dtype", in->dim[2], BE_F32, BE_BF16});
   specs[0] = rows_out(rows);
-  if (in->opcode == BE_OP_ternary_linear) {
-    // |sum_k code * q| <= 3 * 128 * k must stay below 2^31, hostile code 3 included.
-    CHECK({"ternary_linear: k", k, 1, 1 << 22});
-    uint64_t padded_k = be_round_up(k, BE_BLOCK_K);
-    specs[1] = weights(be_round_up(rows, BE_PANEL_ROWS) * padded_k / 4);
-    specs[2] = scratch(BE_READ, padded_k);
-    specs[3] = scratch(BE_READ, sizeof(float));
-    specs[4] = scratch(BE_READ, sizeof(int32_t));
-    specs[5] = optional(weights((uint64_t)rows * 4));
-  } else {
-    CHECK({"dense_linear: dtype", in->dim[2], BE_F32, BE_BF16});
-    specs[1] = weights((uint64_t)rows * k * be_dtype_bytes(in->dim[2]));
-    specs[2] = rows_in(k);
-    specs[3] = optional(weights((uint64_t)rows * 4));
-  }
+  specs[1] = weights((uint64_t)rows * k * be_dtype_bytes(in->dim[2]));
+  specs[2] = rows_in(k);
+  specs[3] = optional(weights((uint64_t)rows * 4));
+  return BE_OK;
+}
+
+static be_status ternary_linear_specs(const be_instruction *in, be_operand_spec *specs,
+                                      be_error *error) {
+  uint32_t rows = in->dim[0], k = in->dim[1], groups = in->dim[2], dtype = in->dim[3];
+  // |sum_k code * q| <= 3 * 128 * k must stay below 2^31, hostile code 3 included.
+  CHECK({"ternary_linear: k", k, 1, 1 << 22}, {"ternary_linear: dtype", dtype, BE_F32, BE_F16});
+  be_status status = check_groups(groups, k, error);
+  if (status != BE_OK)
+    return status;
+  if (groups > 1 && in->operand[6] == 0)
+    return be_fail(error, BE_ERR_PROGRAM, "ternary_linear: groups without scales", -1, -1, 1,
+                   groups);
+  uint64_t padded_k = be_round_up(k, BE_BLOCK_K);
+  specs[0] = rows_out(rows);
+  specs[1] = weights(be_round_up(rows, BE_PANEL_ROWS) * padded_k / 4);
+  specs[2] = scratch(BE_READ, padded_k);
+  specs[3] = scratch(BE_READ, sizeof(float));
+  specs[4] = scratch(BE_READ, groups * sizeof(int32_t));
+  specs[5] = optional(weights((uint64_t)rows * 4));
+  specs[6] = optional(weights((uint64_t)groups * rows * be_dtype_bytes(dtype)));
   return BE_OK;
 }
 
@@ -235,10 +258,11 @@ be_status be_instruction_specs(const be_instruction *in, const be_program_header
     return BE_OK;
   case BE_OP_quantize:
   case BE_OP_rms_norm_quantize:
-    return quantize_specs(in, specs);
+    return quantize_specs(in, specs, error);
   case BE_OP_ternary_linear:
+    return ternary_linear_specs(in, specs, error);
   case BE_OP_dense_linear:
-    return linear_specs(in, specs, error);
+    return dense_linear_specs(in, specs, error);
   case BE_OP_gated_activation:
     CHECK({"gated_activation: kind", in->dim[1], 0, 1});
     specs[0] = rows_out(width);

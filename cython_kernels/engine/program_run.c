@@ -115,16 +115,27 @@ static void run_rms_norm(const be_pass *p, const be_instruction *in, size_t t) {
                            READ(float, 2), width, in->scalar[0]);
 }
 
+static void sum_groups(int32_t *sums, const int8_t *q, size_t groups, size_t columns) {
+  for (size_t g = 0; g < groups; g++) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < columns; i++)
+      sum += q[g * columns + i];
+    sums[g] = sum;
+  }
+}
+
 static void run_quantize(const be_pass *p, const be_instruction *in, size_t t) {
-  size_t width = in->dim[0], padded = be_round_up(width, BE_BLOCK_K);
+  size_t width = in->dim[0], groups = in->dim[1], padded = be_round_up(width, BE_BLOCK_K);
   int8_t *q = WRITE(int8_t, 0, padded) + t * padded;
   float *s = WRITE(float, 1, 1) + t;
-  int32_t *q_sum = WRITE(int32_t, 2, 1) + t;
+  int32_t *q_sum = WRITE(int32_t, 2, groups) + t * groups;
   const float *x = READ(float, 3) + t * width;
   if (in->opcode == BE_OP_quantize)
     p->kernels->quantize_i8(q, s, q_sum, x, width);
   else
     p->kernels->rms_norm_quantize_i8(q, s, q_sum, x, READ(float, 4), width, in->scalar[0]);
+  if (groups > 1)
+    sum_groups(q_sum, q, groups, width / groups);
 }
 
 static void run_quantize_wide(const be_pass *p, const be_instruction *in, size_t t) {
@@ -216,6 +227,63 @@ static size_t ternary_item_panels(const be_instruction *in, size_t tokens) {
   return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
 }
 
+// Scales of `count` rows from `row` on, one group, as float32.
+static const float *group_scales(const be_pass *p, const be_instruction *in, size_t group,
+                                 size_t row, size_t count, float *buffer) {
+  size_t at = group * in->dim[0] + row;
+  if (in->dim[3] == BE_F32)
+    return READ(float, 6) + at;
+  p->kernels->f16_to_f32(buffer, READ(uint16_t, 6) + at, count);
+  return buffer;
+}
+
+static void finish_scaled(float *y, size_t count, float s, float w_scale, const float *bias) {
+  for (size_t i = 0; i < count; i++) {
+    float value = (y[i] / s) * w_scale;
+    y[i] = bias ? value + bias[i] : value;
+  }
+}
+
+// Panels of a matrix with scales for each row, or for groups of a row's columns: the exact sums of
+// each group, scaled and added in the order of the groups.
+static void run_scaled_panels(const be_pass *p, const be_instruction *in, const uint8_t *w,
+                              size_t panels, size_t row, size_t count) {
+  rows r = instruction_rows(p, in);
+  size_t n_rows = in->dim[0], groups = in->dim[2], padded_k = be_round_up(in->dim[1], BE_BLOCK_K);
+  size_t panel_bytes = padded_k / BE_BLOCK_K * BE_BLOCK_BYTES, group_k = padded_k / groups;
+  size_t group_blocks = group_k / BE_BLOCK_K;
+  const int8_t *q = READ(int8_t, 2);
+  const float *s = READ(float, 3), *bias = READ(float, 5);
+  const int32_t *q_sum = READ(int32_t, 4);
+  float *y = WRITE(float, 0, n_rows), scales[GEMV_MAX_PANELS * BE_PANEL_ROWS];
+  _Alignas(CACHE_LINE) int32_t acc[GEMM_PANELS * BE_PANEL_ROWS * GEMM_TOKENS];
+  size_t stride = panels * BE_PANEL_ROWS;
+  for (size_t t = r.begin; t < r.end; t += GEMM_TOKENS) {
+    size_t m = min_size(GEMM_TOKENS, r.end - t);
+    for (size_t i = 0; i < m; i++)
+      memset(y + (t + i) * n_rows + row, 0, count * sizeof *y);
+    for (size_t g = 0; g < groups; g++) {
+      int32_t sums[GEMM_TOKENS];
+      for (size_t i = 0; i < m; i++)
+        sums[i] = q_sum[(t + i) * groups + g];
+      const uint8_t *group_w = w + g * group_blocks * BE_BLOCK_BYTES;
+      const int8_t *group_q = q + t * padded_k + g * group_k;
+      if (m == 1)
+        p->kernels->ternary_gemv_i8(acc, group_w, panel_bytes, panels, group_blocks, group_q,
+                                    *sums);
+      else
+        p->kernels->ternary_gemm_i8(acc, stride, group_w, panel_bytes, panels, group_blocks,
+                                    group_q, padded_k, sums, m);
+      const float *scale = group_scales(p, in, g, row, count, scales);
+      for (size_t i = 0; i < m; i++)
+        p->kernels->scale_add_f32(y + (t + i) * n_rows + row, acc + i * stride, scale, count);
+    }
+    for (size_t i = 0; i < m; i++)
+      finish_scaled(y + (t + i) * n_rows + row, count, s[t + i], in->scalar[0],
+                    bias ? bias + row : NULL);
+  }
+}
+
 static void run_ternary_linear(const be_pass *p, const be_instruction *in, size_t item) {
   rows r = instruction_rows(p, in);
   size_t n_rows = in->dim[0], padded_k = be_round_up(in->dim[1], BE_BLOCK_K);
@@ -229,6 +297,10 @@ static void run_ternary_linear(const be_pass *p, const be_instruction *in, size_
   const float *s = READ(float, 3), *bias = READ(float, 5);
   const int32_t *q_sum = READ(int32_t, 4);
   float *y = WRITE(float, 0, n_rows);
+  if (in->operand[6] != 0) {
+    run_scaled_panels(p, in, w, panels, row, count);
+    return;
+  }
   if (bias)
     bias += row;
   _Alignas(CACHE_LINE) int32_t acc[GEMM_PANELS * BE_PANEL_ROWS * GEMM_TOKENS];

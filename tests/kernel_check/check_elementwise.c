@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Kernels that map elements: dequantize_f32, rms_norm_f32, add_f32, relu2_mul_f32, silu_mul_f32,
-// exp_f32, rope_f32. Every n from 0 to 130 and some larger, all fills, also in place.
+// Kernels that map elements: dequantize_f32, scale_add_f32, rms_norm_f32, add_f32, relu2_mul_f32,
+// silu_mul_f32, exp_f32, rope_f32. Every n from 0 to 130 and some larger, all fills, also in place.
 #include <math.h>
 #include <string.h>
 
@@ -43,6 +43,30 @@ void check_dequantize_f32(const kc_variant *v) {
       check_dequantize_case(v, size_at(i), false, edge);
       check_dequantize_case(v, size_at(i), true, edge);
     }
+}
+
+static void check_scale_add_case(const kc_variant *v, size_t n, kc_edge edge) {
+  static float expected[MAX_N];
+  kc_begin(edge, "n=%zu", n);
+  int32_t *acc = kc_buffer(n * sizeof *acc);
+  float *scale = kc_buffer(n * sizeof *scale), *y = kc_buffer(n * sizeof *y);
+  for (size_t i = 0; i < n; i++)
+    acc[i] = (int32_t)kc_random() >> kc_random_below(32);
+  kc_fill_f32(scale, n, KC_FILL_WIDE);
+  kc_fill_f32(y, n, KC_FILL_WIDE);
+  for (size_t i = 0; i < n; i++) {
+    double product = (double)(float)((double)(float)acc[i] * (double)scale[i]);
+    expected[i] = (float)((double)y[i] + product);
+  }
+  v->k->scale_add_f32(y, acc, scale, n);
+  kc_expect_f32("y", expected, y, n);
+  kc_end();
+}
+
+void check_scale_add_f32(const kc_variant *v) {
+  for (size_t i = 0; i < SIZES; i++)
+    KC_FOR_EDGES(edge)
+  check_scale_add_case(v, size_at(i), edge);
 }
 
 static void check_rms_norm_case(const kc_variant *v, size_t n, kc_fill fill, bool in_place,
@@ -245,6 +269,16 @@ void bench_dequantize_f32(const kc_variant *v) {
   for (kc_timer timer = kc_timer_begin(v, "n=2560", N * 8.0, N); kc_timer_next(&timer);)
     for (size_t i = 0; i < timer.repeats; i++)
       v->k->dequantize_f32(bench_y, acc, N, 12.5f, 0.7f, NULL);
+}
+
+void bench_scale_add_f32(const kc_variant *v) {
+  static int32_t acc[N];
+  for (size_t i = 0; i < N; i++)
+    acc[i] = (int32_t)kc_random() >> 12;
+  kc_fill_f32(bench_a, N, KC_FILL_NORMAL);
+  for (kc_timer timer = kc_timer_begin(v, "n=2560", N * 12.0, N); kc_timer_next(&timer);)
+    for (size_t i = 0; i < timer.repeats; i++)
+      v->k->scale_add_f32(bench_y, acc, bench_a, N);
 }
 
 void bench_rms_norm_f32(const kc_variant *v) {

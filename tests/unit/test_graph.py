@@ -122,7 +122,8 @@ def broken(op: str, inputs, attributes, width=20, **tensors) -> None:
 
 F, T = DType.F32, DType.TERNARY
 SHAPE_ERRORS = [
-    ("add", ("a",), {}, {"a": ((3, 20), F)}, "expected 2 inputs and 1 output, got 1 and 1"),
+    ("add", ("a",), {}, {"a": ((3, 20), F)}, "lacks operand b"),
+    ("add", ("a", "a", "a"), {}, {"a": ((3, 20), F)}, "expected 2 inputs and 1 output, got 3 and"),
     ("add", ("a", "b"), {"x": 1}, {"a": ((3, 20), F), "b": ((3, 20), F)}, "expected attributes"),
     ("add", ("a", ""), {}, {"a": ((3, 20), F)}, "lacks operand b"),
     ("add", ("a", "b"), {}, {"a": ((3, 20), F), "b": ((3, 21), F)}, "expected shape of b"),
@@ -149,6 +150,20 @@ SHAPE_ERRORS = [
         {"scale": 1.0},
         {"a": ((3, 20), F), "w": ((8, 21), T)},
         "expected columns of x 21, got 20",
+    ),
+    (
+        "ternary_linear",
+        ("a", "w", "", "s"),
+        {"scale": 1.0},
+        {"a": ((3, 20), F), "w": ((8, 20), T), "s": ((1, 9), F)},
+        "expected columns of scales 8, got 9",
+    ),
+    (
+        "ternary_linear",
+        ("a", "w", "", "s"),
+        {"scale": 1.0},
+        {"a": ((3, 96), F), "w": ((8, 96), T), "s": ((4, 8), F)},
+        "expected groups of a multiple of 16 columns, got 4 groups of 96 columns",
     ),
     (
         "linear",

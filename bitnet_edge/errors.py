@@ -9,7 +9,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from bitnet_edge.planner import Choices
 
 __all__ = [
     "ArgumentError",
@@ -90,15 +92,25 @@ class BudgetExceeded(BitnetEdgeError):
         Bytes of private memory.
     breakdown : Mapping[str, int]
         Bytes per memory class.
+    nearest : tuple of Choices
+        Of a planner: the choices nearest to those asked for that fit (at most three), each with
+        the ``flags`` that pin it.
     """
 
     def __init__(
-        self, message: str, *, needed: int, allowed: int, breakdown: Mapping[str, int]
+        self,
+        message: str,
+        *,
+        needed: int,
+        allowed: int,
+        breakdown: Mapping[str, int],
+        nearest: Iterable[Choices] = (),
     ) -> None:
         super().__init__(message)
         self.needed = needed
         self.allowed = allowed
         self.breakdown = dict(breakdown)
+        self.nearest = tuple(nearest)
 
 
 class ExportError(BitnetEdgeError, OSError):

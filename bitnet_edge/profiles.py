@@ -126,6 +126,11 @@ class Profile:
         """Private memory the app leaves to the model, in bytes."""
         return int(self.private_mb * (1 << 20))
 
+    @property
+    def ota_bytes(self) -> int | None:
+        """Largest package that the store delivers, in bytes; None where there is no limit."""
+        return None if self.ota_limit_mb is None else int(self.ota_limit_mb * (1 << 20))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as JSON-serialisable data, keyed as in the YAML.
 

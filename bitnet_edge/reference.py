@@ -308,7 +308,7 @@ class ReferenceModel:
     ) -> None:
         graph = source.graph
         self.graph: Graph = graph
-        packed = packed_heads(graph, source.choose_head_dtype(head_dtype))
+        packed = packed_heads(graph, source.choose_head_dtype(head_dtype) or STORED)
         self._constants = {t.name: _constant(source, t, packed) for t in graph.constants()}
         rows = context or graph.info.context_length
         self._state = {

@@ -99,7 +99,7 @@ class Model:
         classes["arena"] = program.arena_bytes
         classes["kv_cache"] = program.state_bytes
         extra_threads = max(0, self.threads - self.file.plan["threads"])
-        classes["fixed"] = classes.get("fixed", 0) + extra_threads * THREAD_BYTES
+        classes["engine"] = classes.get("engine", 0) + extra_threads * THREAD_BYTES
         needed = sum(classes.values())
         if needed > self._budget:
             raise BudgetExceeded(
@@ -288,7 +288,8 @@ class Model:
             {
                 "arena": session.program.arena_bytes,
                 "kv_cache": session.program.state_bytes,
-                "fixed": session.program.private_bytes + session.private_bytes + tokenizer,
+                "tokenizer": tokenizer,
+                "engine": session.program.private_bytes + session.private_bytes,
             },
             self._budget,
             private_bytes(),

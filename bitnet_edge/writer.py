@@ -32,7 +32,8 @@ from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ExportError, FormatError, ModelError, ShapeMismatch
 from bitnet_edge.head_packing import STORED, pack_head, quantise_head
 from bitnet_edge.packing import ARRAY_TYPES, PANEL_ROWS, pack_p16, round_up
-from bitnet_edge.planner import Plan, WeightSlot
+from bitnet_edge.plan_memory import WeightSlot
+from bitnet_edge.planner import Plan
 from bitnet_edge.program import encode_program
 from bitnet_edge.reference import widen
 
@@ -150,11 +151,7 @@ def _header(
         },
         "plan": {
             "profile": plan.profile,
-            "context": plan.context,
-            "prefill_chunk": plan.prefill_chunk,
-            "kv_dtype": plan.kv_dtype.value,
-            "head_dtype": plan.head_dtype,
-            "threads": plan.threads,
+            **plan.choices_json(),
             **plan.budget.to_json(),
         },
         "sections": [

@@ -17,7 +17,8 @@ __all__ = ["add_plan_arguments", "budget_table", "configure", "plan_arguments", 
 _CLASS_NOTES = {
     "arena": "activations of one run, reused by liveness",
     "kv_cache": "keys and values of the whole context",
-    "fixed": "program, sampler, logits, tokenizer scratch, threads",
+    "tokenizer": "its handle; the vocabulary stays in the file",
+    "engine": "program, sampler, logits, stacks of the threads",
     "interpreter": "Python with the runtime imported",
 }
 # Of the bundled model against its f32 cache (tests/golden/test_kv_quality.py prints them).
@@ -97,11 +98,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON-serialisable data."""
     return {
         "device": plan.profile,
-        "context": plan.context,
-        "prefill_chunk": plan.prefill_chunk,
-        "kv_dtype": plan.kv_dtype.value,
-        "head_dtype": plan.head_dtype,
-        "threads": plan.threads,
+        **plan.choices_json(),
         **plan.budget.to_json(),
     }
 

@@ -56,8 +56,8 @@ class ModelSource:
     tokenizer: bytes | None = None
     head_dtype: str = "stored"
 
-    def choose_head_dtype(self, wanted: str | None) -> str:
-        """Return the head dtype of a plan: what is wanted, else what the source has.
+    def choose_head_dtype(self, wanted: str | None) -> str | None:
+        """Return the head dtype of a plan: what is wanted, what the source has, or None: any.
 
         Raises
         ------
@@ -71,4 +71,4 @@ class ModelSource:
                 f"when this file was written: expected head_dtype {self.head_dtype}, got "
                 f"{wanted!r}; for another one export the original checkpoint"
             )
-        return wanted or self.head_dtype
+        return wanted or (None if self.head_dtype == "stored" else self.head_dtype)

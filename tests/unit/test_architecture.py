@@ -21,6 +21,7 @@ ORDER = [
     ["packing", "profiles", "lowering"],
     ["head_packing"],
     ["reference"],
+    ["plan_memory"],
     ["planner"],
     ["program"],
     ["writer"],

@@ -43,7 +43,7 @@ def test_export_shows_size_budget_and_checksum(tmp_path):
     assert "for raspberry-pi-zero-2w" in out
     assert re.search(r"[\d.]+ KB, [\d.]+ bits per weight", out)
     assert re.search(r"sha256 [0-9a-f]{64}", out)
-    for name in ("arena", "kv_cache", "fixed", "interpreter", "total", "weights"):
+    for name in ("arena", "kv_cache", "tokenizer", "engine", "interpreter", "total", "weights"):
         assert name in out
     digest = subprocess.run(
         ["sha256sum", tmp_path / "m.bte"], capture_output=True, text=True, check=True

@@ -12,7 +12,7 @@ import pytest
 import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.dtypes import DType
-from bitnet_edge.errors import ArgumentError, BudgetExceeded, InvalidProgram
+from bitnet_edge.errors import ArgumentError, InvalidProgram
 from bitnet_edge.graph import Graph
 from bitnet_edge.planner import KV_DTYPES, Plan, make_plan
 from bitnet_edge.profiles import Profile, load_profile
@@ -273,24 +273,6 @@ def test_each_format_is_taken_where_the_one_before_does_not_fit(profile):
         if dtype is not DType.I8:
             plan = make_plan(big_cache(), with_budget(profile, less))
             assert plan.kv_dtype is KV_DTYPES[KV_DTYPES.index(dtype) + 1]
-
-
-def test_int4_is_only_taken_when_asked_for_and_named_when_it_would_fit(profile):
-    int8 = make_plan(big_cache(), profile, context=2048, kv_dtype="int8", prefill_chunk=8)
-    tight = with_budget(profile, int8.budget.needed - 4096)
-    with pytest.raises(BudgetExceeded, match=r"int8 KV cache") as caught:
-        make_plan(big_cache(), tight)
-    assert "an int4 KV cache (--kv-dtype) would fit, and a context of " in str(caught.value)
-    assert make_plan(big_cache(), tight, kv_dtype="int4").kv_dtype is DType.I4
-
-
-def test_a_pinned_format_is_kept_and_the_next_that_fits_is_named(profile):
-    int8 = make_plan(big_cache(), profile, context=2048, kv_dtype="int8", prefill_chunk=8)
-    with pytest.raises(BudgetExceeded, match=r"an int8 KV cache \(--kv-dtype\) would fit"):
-        make_plan(big_cache(), with_budget(profile, int8.budget.needed), kv_dtype="f32")
-    with pytest.raises(BudgetExceeded) as caught:
-        make_plan(big_cache(), with_budget(profile, 1 << 20), kv_dtype="f32")
-    assert "--kv-dtype" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["i8", "bf16", "q4", DType.TERNARY, ""])

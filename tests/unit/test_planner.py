@@ -9,8 +9,9 @@ import bitnet_edge
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded, UnsupportedOp
 from bitnet_edge.graph import Node
+from bitnet_edge.head_packing import HEAD_DTYPES
 from bitnet_edge.lowering import lower
-from bitnet_edge.planner import make_plan
+from bitnet_edge.planner import LEAST_CONTEXT, Planner, make_plan
 from bitnet_edge.profiles import Profile, load_profile
 from tests.graphs import GraphBuilder, decoder, mlp
 
@@ -96,21 +97,102 @@ def test_a_tight_budget_halves_the_cache_then_the_chunk_then_gives_up(profile):
     small = make_plan(big_cache(), private(profile, half.budget.needed / (1 << 20) - 0.05))
     assert small.kv_dtype is DType.F16
     assert small.prefill_chunk < half.prefill_chunk
-    with pytest.raises(BudgetExceeded, match="a context of [0-9]+ would fit") as caught:
-        make_plan(big_cache(), private(profile, 12))
-    error = caught.value
-    assert error.needed > error.allowed == 12 << 20
-    assert sum(error.breakdown.values()) == error.needed
-    context = int(str(caught.value).split("a context of ")[1].split()[0])
-    fits = make_plan(big_cache(), private(profile, 12), context=context)
-    assert fits.budget.needed <= 12 << 20
+    short = make_plan(big_cache(), private(profile, 12))
+    assert (short.kv_dtype, short.prefill_chunk) == (DType.I8, 8)
+    assert LEAST_CONTEXT <= short.context < 2048
+    assert short.budget.needed <= 12 << 20
     with pytest.raises(BudgetExceeded):
-        make_plan(big_cache(), private(profile, 12), context=context + 1)
+        make_plan(big_cache(), private(profile, 12), context=short.context + 1, kv_dtype="int8")
 
 
-def test_no_context_at_all(profile):
-    with pytest.raises(BudgetExceeded, match="no context fits"):
+def pins(flags: str) -> dict[str, int | str]:
+    words = flags.split()
+    return {
+        name[2:].replace("-", "_"): int(value) if value.isdigit() else value
+        for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+
+
+def test_int4_only_where_int8_leaves_no_useful_context(profile):
+    def needed(kv_dtype: str, context: int) -> float:
+        plan = make_plan(big_cache(), profile, context=context, kv_dtype=kv_dtype, prefill_chunk=8)
+        return plan.budget.needed / (1 << 20)
+
+    profile = dataclasses.replace(profile, default_context=2048)
+    least = make_plan(big_cache(), private(profile, needed("int8", LEAST_CONTEXT)))
+    assert (least.kv_dtype, least.context) == (DType.I8, LEAST_CONTEXT)
+    last = make_plan(big_cache(), private(profile, needed("int8", LEAST_CONTEXT - 1)))
+    assert last.kv_dtype is DType.I4
+    assert LEAST_CONTEXT < last.context < 2 * LEAST_CONTEXT
+    with pytest.raises(BudgetExceeded):
+        make_plan(big_cache(), private(profile, needed("int4", LEAST_CONTEXT // 2)))
+
+
+@pytest.mark.parametrize(
+    "pinned",
+    [
+        {"context": 2048},
+        {"context": 2048, "kv_dtype": "f32"},
+        {"context": 2048, "kv_dtype": "f32", "prefill_chunk": 64},
+        {"context": 2048, "kv_dtype": "int8", "threads": 2},
+    ],
+)
+def test_over_budget_says_by_how_much_and_offers_the_nearest_plans(pinned, profile):
+    tight = private(profile, 11.5)
+    with pytest.raises(BudgetExceeded) as caught:
+        make_plan(big_cache(), tight, **pinned)
+    error = caught.value
+    assert error.needed > error.allowed == tight.private_bytes
+    assert sum(error.breakdown.values()) == error.needed
+    over = (error.needed - error.allowed) / (1 << 20)
+    assert f"{over:.1f} MB over the allowed 11.5 MB" in str(error)
+    assert len(error.nearest) == len(set(error.nearest)) == 3
+    for choices in error.nearest:
+        assert choices.flags in str(error)
+        plan = make_plan(big_cache(), tight, **pins(choices.flags))
+        assert plan.flags == choices.flags
+        assert plan.budget.over == 0
+        longer = dataclasses.replace(choices, context=choices.context + 1)
+        if choices.context < 2048:
+            assert Planner(big_cache(), tight).needed(longer) > tight.private_bytes
+
+
+def test_nearest_changes_what_it_must_and_no_more(profile):
+    roomy = make_plan(big_cache(), profile, context=2048, kv_dtype="f16", prefill_chunk=128)
+    tight = private(profile, roomy.budget.needed / (1 << 20))
+    with pytest.raises(BudgetExceeded) as caught:
+        make_plan(big_cache(), tight, context=2048, kv_dtype="f32", prefill_chunk=128)
+    first, second, third = caught.value.nearest
+    assert (first.context, first.kv_dtype, first.prefill_chunk) == (2048, DType.F16, 128)
+    assert (second.context, second.kv_dtype, second.prefill_chunk) == (2048, DType.I8, 128)
+    assert (third.context, third.kv_dtype, third.prefill_chunk) == (2048, DType.I4, 128)
+
+
+def test_nothing_fits(profile):
+    with pytest.raises(BudgetExceeded, match="no plan fits: the model needs a device") as caught:
         make_plan(big_cache(), private(profile, 1))
+    assert caught.value.nearest == ()
+
+
+def test_a_model_without_a_cache_has_no_flags_for_one(profile):
+    assert make_plan(mlp().graph, profile).flags == (
+        "--head-dtype stored --prefill-chunk 128 --threads 1"
+    )
+
+
+def test_the_head_shrinks_only_for_the_store(profile):
+    graph = decoder(vocab=4000).graph
+    sizes = {
+        head: Planner(graph, profile, head_dtype=head).footprint(head).package_bytes / (1 << 20)
+        for head in HEAD_DTYPES
+    }
+    limits = {"stored": sizes["stored"], "int8": sizes["int8"], "int4": sizes["int4"]}
+    for head, limit in limits.items():
+        store = dataclasses.replace(profile, ota_limit_mb=limit)
+        assert make_plan(graph, store).head_dtype == head
+    nothing = dataclasses.replace(profile, ota_limit_mb=sizes["int4"] / 2)
+    assert make_plan(graph, nothing).head_dtype == "stored"
+    assert make_plan(mlp().graph, dataclasses.replace(profile, ota_limit_mb=1e-4))
 
 
 def test_small_layers_stay_on_one_thread(profile):

@@ -26,6 +26,20 @@ LAYOUTS = {
     "packed": ("autobitlinear", "offline"),
     "packed-bitlinear": ("bitlinear", "offline"),
 }
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bitnet": {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet"},
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "1bitllm": {
+        "architectures": ["BitnetForCausalLM"],
+        "model_type": "llama",
+        "weight_bits": 1,
+        "input_bits": 8,
+    },
+}
+SUB_NORMS = {
+    "bitnet": ("attn_sub_norm", "ffn_sub_norm"),
+    "1bitllm": ("inner_attn_ln", "ffn_layernorm"),
+}
 _BLOCK = 1 << 20  # larger tensors repeat a random block: fast to make, and nothing here minds
 
 
@@ -83,13 +97,16 @@ def write_checkpoint(
     dtype: str = "BF16",
     shards: int = 1,
     seed: int = 0,
+    family: str = "bitnet",
+    linear_norms: bool = False,
     config: Mapping[str, Any] | None = None,
     quantization: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``config.json`` and the weights into ``directory`` and return it.
 
     ``layout`` is a key of `LAYOUTS`, ``dtype`` one of BF16, F16, F32; ``biases`` gives q, k, v and
-    o theirs; ``config`` and ``quantization`` override keys of config.json (a value of ``...``
+    o theirs; ``family`` is a key of `FAMILIES`, ``linear_norms`` puts an RMSNorm before every
+    ternary linear; ``config`` and ``quantization`` override keys of config.json (a value of ``...``
     removes the key). There is no tokenizer.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,8 +114,7 @@ def write_checkpoint(
     kv_width = kv_heads * (head_dim or hidden // heads)
     linear_class, mode = LAYOUTS[layout]
     settings = {
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
+        **FAMILIES[family],
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -121,6 +137,7 @@ def write_checkpoint(
                 "linear_class": linear_class,
                 "quantization_mode": mode,
                 "modules_to_not_convert": None,
+                **({"use_rms_norm": True, "rms_norm_eps": 1e-6} if linear_norms else {}),
             },
             quantization,
         ),
@@ -131,6 +148,9 @@ def write_checkpoint(
     tensors: dict[str, tuple[str, tuple[int, ...], Any]] = {}
 
     def random(name: str, shape: tuple[int, ...], scale: float, offset: float = 0.0) -> Any:
+        # other names of the same tensors are the same model
+        for other, usual in zip(SUB_NORMS["1bitllm"], SUB_NORMS["bitnet"], strict=True):
+            name = name.replace(other, usual)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         count = int(np.prod(shape))
         block = rng.standard_normal(min(count, _BLOCK), np.float32) * np.float32(scale)
@@ -141,6 +161,8 @@ def write_checkpoint(
 
     def linear(module: str, rows: int, k: int, bias: bool) -> None:
         name = f"{module}.weight"
+        if linear_norms:
+            floats(f"{module}.rms_norm.weight", k, scale=0.1, offset=1.0)
         if layout == "online":
             floats(name, rows, k, scale=0.05)
         else:
@@ -155,6 +177,7 @@ def write_checkpoint(
         if bias:
             floats(f"{module}.bias", rows, scale=0.5)
 
+    attention_norm, ffn_norm = SUB_NORMS["1bitllm" if family == "1bitllm" else "bitnet"]
     floats("model.embed_tokens.weight", vocab, hidden)
     for index in range(layers):
         layer = f"model.layers.{index}"
@@ -162,12 +185,14 @@ def write_checkpoint(
         linear(f"{layer}.self_attn.q_proj", width, hidden, biases)
         linear(f"{layer}.self_attn.k_proj", kv_width, hidden, biases)
         linear(f"{layer}.self_attn.v_proj", kv_width, hidden, biases)
-        floats(f"{layer}.self_attn.attn_sub_norm.weight", width, scale=0.1, offset=1.0)
+        if family != "llama":
+            floats(f"{layer}.self_attn.{attention_norm}.weight", width, scale=0.1, offset=1.0)
         linear(f"{layer}.self_attn.o_proj", hidden, width, biases)
         floats(f"{layer}.post_attention_layernorm.weight", hidden, scale=0.1, offset=1.0)
         linear(f"{layer}.mlp.gate_proj", ffn, hidden, False)
         linear(f"{layer}.mlp.up_proj", ffn, hidden, False)
-        floats(f"{layer}.mlp.ffn_sub_norm.weight", ffn, scale=0.1, offset=1.0)
+        if family != "llama":
+            floats(f"{layer}.mlp.{ffn_norm}.weight", ffn, scale=0.1, offset=1.0)
         linear(f"{layer}.mlp.down_proj", hidden, ffn, False)
     floats("model.norm.weight", hidden, scale=0.1, offset=1.0)
     if not tied:

@@ -51,7 +51,7 @@ def write_gguf(path: Path, name: str, config: BitNetConfig) -> None:
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.eps)
     writer.add_vocab_size(config.vocab)
     writer.add_tokenizer_model("no_vocab")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Hugging Face checkpoint directories as model sources.
 
-Refused, by name: other architectures than ``BitNetForCausalLM``, RoPE scaling, norms inside linears
-(``use_rms_norm``), scales per row or group, ternary heads, pickled weights.
+Read: ``BitNetForCausalLM``, ``LlamaForCausalLM`` with a bitnet quantization config, 1bitLLM's
+``BitnetForCausalLM``. Refused, by name: other architectures, scales per row or group, ternary
+heads, pickled weights.
 """
 
 from __future__ import annotations

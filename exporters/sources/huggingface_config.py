@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``config.json`` of a BitNet checkpoint, turned into facts.
+"""``config.json`` of a ternary decoder's checkpoint, turned into facts.
+
+Three families share it: ``bitnet`` (transformers' ``BitNetForCausalLM``), ``llama`` with a bitnet
+quantization config (HF1BitLLM, Falcon3-1.58bit, Falcon-E), and 1bitLLM's ``BitnetForCausalLM``
+(float master weights, ``weight_bits`` 1 and ``input_bits`` 8).
 
 What decides the numbers must be written down in the file: a missing or unknown setting is refused,
 never guessed, because a wrong activation or scale direction gives fluent nonsense instead of an
@@ -8,20 +12,19 @@ error. Where a key may be absent, its default is that of transformers' ``BitNetC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
-from bitnet_edge.errors import ModelError, UnsupportedModel
+from bitnet_edge.errors import UnsupportedModel
 from bitnet_edge.exporters.sources.json_file import read_object
+from bitnet_edge.exporters.sources.rope import Rope, read_rope
+from bitnet_edge.exporters.sources.settings import Settings
 
-__all__ = ["BitNetConfig", "Layout", "read_config"]
+__all__ = ["BITNET", "BitNetConfig", "Layout", "read_config"]
 
-ARCHITECTURE = "BitNetForCausalLM"
+BITNET, LLAMA, ONE_BIT_LLM = "BitNetForCausalLM", "LlamaForCausalLM", "BitnetForCausalLM"
 ACTIVATIONS = ("relu2", "silu")
-_MAX_SIZE = 2**31 - 1
 _QUANTIZATION_KEYS = {
     "quant_method",
     "linear_class",
@@ -30,7 +33,6 @@ _QUANTIZATION_KEYS = {
     "use_rms_norm",
     "rms_norm_eps",  # of use_rms_norm
 }
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 class Layout(str, Enum):
@@ -54,12 +56,17 @@ _LAYOUTS = {
 }
 
 
+_LINEAR_NORM_EPS = 1e-6  # transformers' BitNetQuantConfig
+
+
 @dataclass(frozen=True)
 class BitNetConfig:
     """The checked configuration.
 
     Attributes
     ----------
+    architecture : str
+        Class name.
     layout : Layout
     dense_modules : tuple of str
         ``modules_to_not_convert``; see `is_dense`.
@@ -68,18 +75,23 @@ class BitNetConfig:
         Of every RMSNorm.
     activation : str
         One of `ACTIVATIONS`.
-    rope_theta : float
+    rope : Rope
     tied : bool
         The head is the embedding.
     attention_bias : bool
         q, k, v and o have biases.
     mlp_bias : bool or None
         Likewise gate, up and down; None where the config does not say, as BitNet's does not.
+    sub_norms : bool
+        RMSNorms before o and down.
+    linear_norm_eps : float or None
+        Of the RMSNorm in front of every ternary linear (``use_rms_norm``), where there are such.
     bos_id : int
         -1 when there is none.
     eos_ids : tuple of int
     """
 
+    architecture: str
     layout: Layout
     dense_modules: tuple[str, ...]
     hidden: int
@@ -92,10 +104,12 @@ class BitNetConfig:
     context_length: int
     eps: float
     activation: str
-    rope_theta: float
+    rope: Rope
     tied: bool
     attention_bias: bool
     mlp_bias: bool | None
+    sub_norms: bool
+    linear_norm_eps: float | None
     bos_id: int
     eos_ids: tuple[int, ...]
 
@@ -124,9 +138,9 @@ def read_config(directory: Path) -> BitNetConfig:
         When a setting is meaningful but not implemented.
     """
     path = directory / "config.json"
-    config = _Settings(read_object(path), str(path))
-    _check_architecture(config)
-    layout, dense_modules = _quantization(config)
+    config = Settings(read_object(path), str(path))
+    architecture = _architecture(config)
+    layout, dense_modules, linear_norm_eps = _quantization(config, architecture)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     kv_heads = heads if config.null("num_key_value_heads") else config.size("num_key_value_heads")
     if heads % kv_heads:
@@ -149,6 +163,7 @@ def read_config(directory: Path) -> BitNetConfig:
     vocab = config.size("vocab_size")
     bos_ids, eos_ids = _special_ids(directory, config, vocab)
     return BitNetConfig(
+        architecture=architecture,
         layout=layout,
         dense_modules=dense_modules,
         hidden=hidden,
@@ -161,102 +176,47 @@ def read_config(directory: Path) -> BitNetConfig:
         context_length=config.size("max_position_embeddings"),
         eps=config.positive("rms_norm_eps"),
         activation=activation,
-        rope_theta=_rope_theta(config),
+        rope=read_rope(config),
         tied=bool(config.flag("tie_word_embeddings", False)),
         attention_bias=bool(config.flag("attention_bias", False)),
         mlp_bias=config.flag("mlp_bias", None),
+        sub_norms=architecture != LLAMA,
+        linear_norm_eps=linear_norm_eps,
         bos_id=bos_ids[0] if bos_ids else -1,
         eos_ids=eos_ids,
     )
 
 
-class _Settings:
-    """A JSON object whose accessors say what is wrong, and where."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self._data = data
-        self.where = where
-
-    def error(self, message: str) -> ModelError:
-        return ModelError(f"[config] {message} ({self.where})")
-
-    def unsupported(self, key: str, expected: str, found: object) -> UnsupportedModel:
-        return UnsupportedModel(
-            f"[config] {key}: expected {expected}, got {found!r:.80} ({self.where})"
-        )
-
-    def get(self, key: str) -> object:
-        return self._data.get(key)
-
-    def null(self, key: str) -> bool:
-        return key in self._data and self._data[key] is None
-
-    def require(self, key: str) -> object:
-        value = self._data.get(key)
-        if value is None:
-            raise self.error(f"lacks {key!r}")
-        return value
-
-    def size(self, key: str) -> int:
-        value = self.require(key)
-        if type(value) is not int or not 0 < value <= _MAX_SIZE:
-            raise self.error(f"{key}: expected an integer from 1 to {_MAX_SIZE}, got {value!r:.80}")
-        return value
-
-    def positive(self, key: str) -> float:
-        value = self.require(key)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not 1e-30 < value < 1e30  # well inside float32
-        ):
-            raise self.error(f"{key}: expected a positive number, got {value!r:.80}")
-        return float(value)
-
-    def flag(self, key: str, default: bool | None) -> bool | None:
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(f"{key}: expected true or false, got {value!r:.80}")
-        return value
-
-    def table(self, key: str) -> _Settings | None:
-        value = self.get(key)
-        if value is None or value == {}:
-            return None
-        if not isinstance(value, dict):
-            raise self.error(f"{key}: expected an object, got {value!r:.80}")
-        return _Settings(value, f"{key} of {self.where}")
-
-    def neutral(self, key: str, value: object) -> None:
-        """Refuse a setting that would change the computation."""
-        if self.get(key) is not None and self.get(key) != value:
-            raise self.unsupported(key, repr(value), self.get(key))
-
-    def only(self, known: set[str]) -> None:
-        unknown = sorted(key for key in self._data if key not in known and not self.null(key))
-        if unknown:
-            raise UnsupportedModel(f"[config] unknown setting {unknown[0]!r} ({self.where})")
+def _architecture(config: Settings) -> str:
+    """Return the class that computes this model."""
+    names, model_type = config.get("architectures"), config.get("model_type")
+    if isinstance(names, list) and ONE_BIT_LLM in names:
+        # Its model_type is llama's, whose code would leave out the sub-norms.
+        for key, bits in (("weight_bits", 1), ("input_bits", 8)):
+            if config.require(key) != bits:
+                raise config.unsupported(key, str(bits), config.get(key))
+        return ONE_BIT_LLM
+    family = {"bitnet": BITNET, "llama": LLAMA}.get(str(model_type))
+    if family is None:
+        raise config.unsupported("model_type", "'bitnet' or 'llama'", model_type)
+    if names is not None and (not isinstance(names, list) or family not in names):
+        raise config.unsupported("architectures", repr([family]), names)
+    return family
 
 
-def _check_architecture(config: _Settings) -> None:
-    names = config.get("architectures")
-    model_type = config.get("model_type")
-    if names is not None and (not isinstance(names, list) or ARCHITECTURE not in names):
-        raise config.unsupported("architectures", repr([ARCHITECTURE]), names)
-    if model_type != "bitnet":
-        raise config.unsupported("model_type", "'bitnet'", model_type)
-
-
-def _quantization(config: _Settings) -> tuple[Layout, tuple[str, ...]]:
-    """Return how linears are stored, and which are not ternary.
+def _quantization(
+    config: Settings, architecture: str
+) -> tuple[Layout, tuple[str, ...], float | None]:
+    """Return how linears are stored, which are not ternary, and the eps of norms in front of them.
 
     The direction of the scale follows from ``linear_class`` alone: magnitudes do not tell, both
     directions give plausible ones.
     """
     quantization = config.table("quantization_config")
+    default = ("lm_head",)  # of transformers' get_keys_to_not_convert
     if quantization is None:
+        if architecture == ONE_BIT_LLM:  # its code always rounds its float weights
+            return Layout.ONLINE, default, None
         raise UnsupportedModel(
             "[config] lacks 'quantization_config': these weights would be dense ones; if the key "
             "was lost in a conversion, restore it (online: quant_method 'bitnet', linear_class "
@@ -266,8 +226,10 @@ def _quantization(config: _Settings) -> tuple[Layout, tuple[str, ...]]:
     if method != "bitnet":
         raise quantization.unsupported("quant_method", "'bitnet'", method)
     quantization.only(_QUANTIZATION_KEYS)
+    eps = None
     if quantization.flag("use_rms_norm", False):
-        raise quantization.unsupported("use_rms_norm", "false (norms inside linears)", True)
+        given = quantization.get("rms_norm_eps") is not None
+        eps = quantization.positive("rms_norm_eps") if given else _LINEAR_NORM_EPS
     linear_class = quantization.get("linear_class") or "bitlinear"
     mode = quantization.get("quantization_mode") or "offline"
     layout = _LAYOUTS.get(f"{linear_class} {mode}")
@@ -279,43 +241,30 @@ def _quantization(config: _Settings) -> tuple[Layout, tuple[str, ...]]:
         )
     modules = quantization.get("modules_to_not_convert")
     if modules is None:
-        return layout, ("lm_head",)  # the default of transformers' get_keys_to_not_convert
+        return layout, default, eps
     if not isinstance(modules, list) or not all(map(_is_module_name, modules)):
         raise quantization.unsupported(
             "modules_to_not_convert", "plain module names (no patterns)", modules
         )
-    return layout, tuple(modules)
+    return layout, tuple(modules), eps
 
 
 def _is_module_name(value: object) -> bool:
     return isinstance(value, str) and value != "" and f"_{value.replace('.', '_')}".isidentifier()
 
 
-def _rope_theta(config: _Settings) -> float:
-    """Return theta; ``rope_scaling`` and ``rope_theta`` are the older spelling."""
-    rope = config.table("rope_scaling") or config.table("rope_parameters") or config
-    if rope is not config:
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind != "default":
-            raise rope.unsupported("rope_type", "'default'", kind)
-        rope.only(_ROPE_KEYS)
-    for table in (rope, config):
-        table.neutral("partial_rotary_factor", 1.0)
-    return (rope if rope.get("rope_theta") is not None else config).positive("rope_theta")
-
-
 def _special_ids(
-    directory: Path, config: _Settings, vocab: int
+    directory: Path, config: Settings, vocab: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that begin and end a text; generation_config.json wins, as in transformers."""
     sources = [config]
     path = directory / "generation_config.json"
     if path.exists():
-        sources.insert(0, _Settings(read_object(path), str(path)))
+        sources.insert(0, Settings(read_object(path), str(path)))
     return _ids(sources, "bos_token_id", vocab), _ids(sources, "eos_token_id", vocab)
 
 
-def _ids(sources: list[_Settings], key: str, vocab: int) -> tuple[int, ...]:
+def _ids(sources: list[Settings], key: str, vocab: int) -> tuple[int, ...]:
     for source in sources:
         value = source.get(key)
         if value is None:

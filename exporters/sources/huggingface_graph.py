@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The graph of a ``BitNetForCausalLM``, and the loaders of its constants.
+"""The graph of a ternary decoder, and the loaders of its constants.
 
-The model is transformers' ``models/bitnet/modeling_bitnet.py`` with the linears of its
-``integrations/bitnet.py``. Every tensor of the checkpoint is either used or refused, and all of
-them are accounted for before the first weight is read.
+The model is transformers' ``models/bitnet/modeling_bitnet.py``, or ``models/llama``, with the
+linears of its ``integrations/bitnet.py``. Every tensor of the checkpoint is either used or refused,
+and all of them are accounted for before the first weight is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from bitnet_edge._numpy import np
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import MissingTensor, ModelError, UnsupportedModel
 from bitnet_edge.exporters.sources.checkpoint import Checkpoint
-from bitnet_edge.exporters.sources.huggingface_config import ARCHITECTURE, BitNetConfig, Layout
+from bitnet_edge.exporters.sources.huggingface_config import BitNetConfig, Layout
+from bitnet_edge.exporters.sources.rope import inverse_frequencies
 from bitnet_edge.exporters.sources.ternary_codes import (
     FLOAT_DTYPES,
     absmean,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     Loader = Callable[[], NDArray[Any]]
 
-__all__ = ["GraphBuilder", "inverse_frequencies"]
+__all__ = ["GraphBuilder"]
 
 _GRAPH_DTYPE = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 _NOTES = {
@@ -42,28 +43,6 @@ _NOTES = {
     Layout.MULTIPLY: "ternary scales: stored, they multiply (autobitlinear offline)",
     Layout.DIVIDE: "ternary scales: stored, they divide (bitlinear)",
 }
-
-
-def inverse_frequencies(theta: float, head_dim: int) -> NDArray[np.float32]:
-    """Return RoPE's ``1 / theta^(2i / head_dim)``.
-
-    transformers computes exponent, power and reciprocal in float32. So is it here, but with the
-    power rounded correctly (it is taken in float64), which is what torch's portable kernels give
-    bit for bit; its AVX-512 ones are one unit in the last place off in 0.6 % of the elements.
-
-    Parameters
-    ----------
-    theta : float
-    head_dim : int
-
-    Returns
-    -------
-    ndarray of float32, shape (head_dim / 2,)
-    """
-    exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
-    powers = np.power(np.float64(np.float32(theta)), exponents.astype(np.float64))
-    frequencies: NDArray[np.float32] = np.float32(1.0) / powers.astype(np.float32)
-    return frequencies
 
 
 class CheckpointWeights:
@@ -138,7 +117,7 @@ class GraphBuilder:
         )
         self._constant("rope.inv_freq", (config.head_dim // 2,), DType.F32)
         self.weights.add(
-            "rope.inv_freq", partial(inverse_frequencies, config.rope_theta, config.head_dim)
+            "rope.inv_freq", partial(inverse_frequencies, config.rope, config.head_dim)
         )
         for index in range(config.layers):
             x = self._layer(x, f"layers.{index}.")
@@ -152,10 +131,14 @@ class GraphBuilder:
             else node
             for node in self.nodes
         ]
-        notes = (_NOTES[config.layout], f"activation: {config.activation} (hidden_act)")
+        notes = (
+            _NOTES[config.layout],
+            f"activation: {config.activation} (hidden_act)",
+            config.rope.note,
+        )
         info = ModelInfo(
             name,
-            ARCHITECTURE,
+            config.architecture,
             config.context_length,
             config.vocab,
             config.bos_id,
@@ -190,10 +173,12 @@ class GraphBuilder:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             scale=float(config.head_dim**-0.5),
-            rope_scale=1.0,
+            rope_scale=config.rope.scale,
         )
-        norm = self._either(f"{attention}attn_sub_norm.weight", f"{attention}inner_attn_ln.weight")
-        y = self._norm(y, f"{layer}attn_sub_norm", norm, f"{layer}attended_normed")
+        if config.sub_norms:
+            names = f"{attention}attn_sub_norm.weight", f"{attention}inner_attn_ln.weight"
+            norm = self._either(*names)
+            y = self._norm(y, f"{layer}attn_sub_norm", norm, f"{layer}attended_normed")
         y = self._linear(y, f"{layer}o_proj", f"{attention}o_proj", (hidden, width), bias)
         x = self._node("add", f"{layer}attention_add", (x, y), f"{layer}middle", hidden)
 
@@ -209,15 +194,16 @@ class GraphBuilder:
             ffn,
             activation=config.activation,
         )
-        norm = self._either(f"{mlp}ffn_sub_norm.weight", f"{mlp}ffn_layernorm.weight")
-        y = self._norm(y, f"{layer}ffn_sub_norm", norm, f"{layer}gated_normed")
+        if config.sub_norms:
+            norm = self._either(f"{mlp}ffn_sub_norm.weight", f"{mlp}ffn_layernorm.weight")
+            y = self._norm(y, f"{layer}ffn_sub_norm", norm, f"{layer}gated_normed")
         y = self._linear(y, f"{layer}down_proj", f"{mlp}down_proj", (hidden, ffn), mlp_bias)
         return self._node("add", f"{layer}mlp_add", (x, y), f"{layer}out", hidden)
 
-    def _norm(self, x: str, name: str, source: str, output: str) -> str:
+    def _norm(self, x: str, name: str, source: str, output: str, eps: float | None = None) -> str:
         width = self.tensors[x].shape[1]
         self._vector(name, source, width)
-        return self._node("rms_norm", name, (x, name), output, width, eps=self.config.eps)
+        return self._node("rms_norm", name, (x, name), output, width, eps=eps or self.config.eps)
 
     def _linear(
         self, x: str, name: str, module: str, shape: tuple[int, int], has_bias: bool | None
@@ -236,6 +222,9 @@ class GraphBuilder:
             if bias:
                 self._vector(bias, bias_source, shape[0])
             return self._node("linear", name, (x, name, bias), output, shape[0])
+        if self.config.linear_norm_eps is not None:
+            norm, eps = f"{module}.rms_norm.weight", self.config.linear_norm_eps
+            x = self._norm(x, f"{name}.norm", norm, f"{output}_in", eps)
         self._ternary(name, module, shape)
         if bias:
             # AutoBitLinear offline multiplies after its bias is added; the others add it last.
@@ -358,7 +347,7 @@ class GraphBuilder:
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise ModelError(
-                f"[huggingface] {ARCHITECTURE} with these settings has no tensor "
+                f"[huggingface] {self.config.architecture} with these settings has no tensor "
                 f"{', '.join(map(repr, left[:3]))}{more} ({self.checkpoint.path})"
             )
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from bitnet_edge._numpy import np
 from bitnet_edge.errors import ArgumentError
 from bitnet_edge.exporters.sources.checkpoint import Checkpoint
-from bitnet_edge.exporters.sources.huggingface_config import BitNetConfig, Layout
+from bitnet_edge.exporters.sources.huggingface_config import BITNET, BitNetConfig, Layout
 from bitnet_edge.exporters.sources.huggingface_graph import GraphBuilder
+from bitnet_edge.exporters.sources.rope import Rope
 from bitnet_edge.exporters.sources.safetensors_file import BLOCK_BYTES, TensorInfo
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.exporters.sources.ternary_codes import packed_rows
@@ -44,6 +45,7 @@ def geometry(
 ) -> BitNetConfig:
     """Return a BitNet b1.58 configuration: relu2, sub-norms, no biases, tied bf16 head."""
     return BitNetConfig(
+        architecture=BITNET,
         layout=Layout.MULTIPLY,
         dense_modules=("lm_head",),
         hidden=hidden,
@@ -56,10 +58,12 @@ def geometry(
         context_length=context_length,
         eps=1e-5,
         activation="relu2",
-        rope_theta=rope_theta,
+        rope=Rope(rope_theta),
         tied=True,
         attention_bias=False,
         mlp_bias=False,
+        sub_norms=True,
+        linear_norm_eps=None,
         bos_id=-1,
         eos_ids=(),  # a measurement must not end early
     )

@@ -19,7 +19,7 @@ from bitnet_edge.errors import (
     ModelError,
 )
 from bitnet_edge.exporters.sources.huggingface import load_huggingface
-from bitnet_edge.exporters.sources.huggingface_graph import inverse_frequencies
+from bitnet_edge.exporters.sources.rope import Rope, inverse_frequencies
 from bitnet_edge.exporters.sources.safetensors_file import SafetensorsFile
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.graph import CONTEXT, Graph, Kind
@@ -107,6 +107,7 @@ def test_graph_of_the_real_model(golden):
     assert info.notes == (
         "ternary scales: stored, they multiply (autobitlinear offline)",
         "activation: relu2 (hidden_act)",
+        "rotary embedding: theta 10000",
     )
     assert source.tokenizer
     assert [node.name for node in graph.nodes][:16] == [
@@ -167,7 +168,80 @@ def test_inverse_frequencies_equal_torchs():
         (16777217.0, 128): 0x5C7ADEB0,  # theta itself is rounded to float32
     }
     for (theta, head_dim), checksum in expected.items():
-        assert zlib.crc32(inverse_frequencies(theta, head_dim).tobytes()) == checksum
+        assert zlib.crc32(inverse_frequencies(Rope(theta), head_dim).tobytes()) == checksum
+
+
+# rope_parameters, the bits of rotary_emb.inv_freq in transformers 5.23.0 (head_dim 16, torch 2.13,
+# ATEN_CPU_CAPABILITY=default) and its attention_scaling.
+SCALED_ROPES = {
+    "linear": (
+        {"factor": 4.0},
+        [0x3E800000, 0x3DA1E89B, 0x3CCCCCCD, 0x3C0186E3]
+        + [0x3B23D70A, 0x3A4F3E38, 0x3983126F, 0x38A5CB60],
+        1.0,
+    ),
+    "llama3": (
+        {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        [0x3F800000, 0x3E7A3FF4, 0x3C55AF30, 0x3B8186E3]
+        + [0x3AA3D70A, 0x39CF3E38, 0x3903126F, 0x3825CB60],
+        1.0,
+    ),
+    "yarn": (
+        {"factor": 4.0, "original_max_position_embeddings": 64},
+        [0x3F800000, 0x3E72DCE8, 0x3D4CCCCC, 0x3C0186E3]
+        + [0x3B23D70A, 0x3A4F3E38, 0x3983126F, 0x38A5CB60],
+        1.138629436111989,
+    ),
+    "yarn, all settings": (
+        {
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "attention_factor": 0.9,
+            "beta_fast": 20.0,
+            "beta_slow": 2.0,
+            "truncate": False,
+        },
+        [0x3F800000, 0x3E180DD4, 0x3CCCCCCD, 0x3C0186E3]
+        + [0x3B23D70A, 0x3A4F3E38, 0x3983126F, 0x38A5CB60],
+        0.9,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCALED_ROPES)
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_scaled_ropes_equal_transformers(case, family, tmp_path):
+    settings, bits, scale = SCALED_ROPES[case]
+    kind = case.split(",")[0]
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **settings}
+    write_checkpoint(tmp_path, family=family, act="silu", config={"rope_parameters": rope})
+    source = load_huggingface(tmp_path)
+    assert source.weights.load("rope.inv_freq").view(np.uint32).tolist() == bits
+    attention = [node for node in source.graph.nodes if node.op == "attention"]
+    assert {node.attributes["rope_scale"] for node in attention} == {scale}
+    assert f"{kind} scaling by" in source.graph.info.notes[2]
+
+
+def test_yarn_with_an_empty_ramp():
+    rope = Rope(10000.0, "yarn", 4.0, 6, 1.0, 32.0)  # every dimension turns less than once
+    expected = inverse_frequencies(Rope(10000.0), 16) / np.float32(4)
+    np.testing.assert_array_equal(inverse_frequencies(rope, 16)[1:], expected[1:])
+
+
+def test_1bitllm_checkpoints_are_online_ones_under_other_names(tmp_path):
+    """Same master weights as the "silu" variant: the same logits as transformers'."""
+    write_checkpoint(
+        tmp_path, family="1bitllm", act="silu", seed=1, config={"quantization_config": ...}
+    )
+    source = load_huggingface(tmp_path)
+    assert source.graph.info.architecture == "BitnetForCausalLM"
+    logits = ReferenceModel(source).run({"ids": np.array(IDS, np.int32)})["logits"]
+    np.testing.assert_allclose(logits[-1, :8], EXPECTED["silu", "online"], rtol=0, atol=0.1)
 
 
 # -- variants, against transformers ---------------------------------------------------------
@@ -186,6 +260,9 @@ VARIANTS = {
         "quantization": {"modules_to_not_convert": ["lm_head", "model.layers.1.mlp", "o_proj"]},
         "biases": True,
     },
+    "llama": {"family": "llama", "act": "silu"},
+    "llama untied": {"family": "llama", "act": "silu", "tied": False, "kv_heads": 1},
+    "llama with linear norms": {"family": "llama", "act": "silu", "linear_norms": True},
 }
 IDS = (3, 14, 15, 92, 65, 35, 89, 79)
 # logits[-1, :8] of transformers 5.23.0 in float32, loaded as tests/golden/make_reference.py does,
@@ -220,6 +297,17 @@ EXPECTED = {
     ("head_dim", "online"): [-1.27, 5.87, 5.09, -4.9, -1.07, -1.78, -0.02, 9.07],
     ("head_dim", "packed"): [-1.28, 5.88, 5.03, -4.85, -1.0, -1.77, 0.05, 9.14],
     ("head_dim", "packed-bitlinear"): [-1.3, 5.94, 5.11, -4.93, -1.03, -1.77, 0.09, 8.97],
+    ("llama", "online"): [0.66, 5.5, 2.5, -7.23, -7.23, -1.61, 2.23, 7.29],
+    ("llama", "packed"): [0.66, 5.5, 2.5, -7.23, -7.23, -1.62, 2.23, 7.29],
+    ("llama", "packed-bitlinear"): [0.66, 5.5, 2.5, -7.23, -7.23, -1.61, 2.23, 7.29],
+    ("llama untied", "online"): [3.62, 6.27, -2.07, 10.74, 15.62, 6.84, -4.23, -5.31],
+    ("llama untied", "packed"): [3.62, 6.27, -2.07, 10.74, 15.62, 6.85, -4.23, -5.31],
+    ("llama untied", "packed-bitlinear"): [3.62, 6.27, -2.07, 10.74, 15.62, 6.84, -4.23, -5.31],
+    ("llama with linear norms", "online"): [2.5, 9.15, 5.74, -4.89, -5.25, 8.76, 2.13, 14.21],
+    ("llama with linear norms", "packed"): [2.47, 9.15, 5.75, -4.94, -5.27, 8.74, 2.05, 14.24],
+    ("llama with linear norms", "packed-bitlinear"): [
+        *(2.51, 9.13, 5.77, -4.96, -5.28, 8.74, 2.09, 14.17),
+    ],
     ("dense modules", "online"): [3.39, 5.83, 1.78, 2.84, 5.98, 1.62, -0.21, 6.93],
 }
 
@@ -394,7 +482,7 @@ def test_generation_config_wins(tmp_path):
 )
 def test_spellings_of_rope(config, tmp_path):
     source = load_huggingface(write_checkpoint(tmp_path, config=config))
-    expected = inverse_frequencies(5000.0, 16)
+    expected = inverse_frequencies(Rope(5000.0), 16)
     np.testing.assert_array_equal(source.weights.load("rope.inv_freq"), expected)
 
 

@@ -33,8 +33,23 @@ CONFIGS = {
         r"architectures: expected \['BitNetForCausalLM'\], got \['LlamaForCausalLM'\]",
     ),
     "architectures is text": ({"architectures": "x"}, UnsupportedModel, "architectures: expected"),
-    "model_type": ({"model_type": "llama"}, UnsupportedModel, "expected 'bitnet', got 'llama'"),
-    "no model_type": ({"model_type": ...}, UnsupportedModel, "expected 'bitnet', got None"),
+    "llama with sub-norms": (
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        ModelError,
+        "LlamaForCausalLM with these settings has no tensor .*attn_sub_norm.weight",
+    ),
+    "model_type": ({"model_type": "phi"}, UnsupportedModel, "'bitnet' or 'llama', got 'phi'"),
+    "no model_type": ({"model_type": ...}, UnsupportedModel, "expected 'bitnet' .* got None"),
+    "1bitLLM without bits": (
+        {"architectures": ["BitnetForCausalLM"]},
+        ModelError,
+        "lacks 'weight_bits'",
+    ),
+    "1bitLLM of other bits": (
+        {"architectures": ["BitnetForCausalLM"], "weight_bits": 1, "input_bits": 4},
+        UnsupportedModel,
+        "input_bits: expected 8, got 4",
+    ),
     "no quantization": ({"quantization_config": ...}, UnsupportedModel, "lacks 'quantization_con"),
     "quantization is text": ({"quantization_config": "x"}, ModelError, "expected an object"),
     "activation": ({"hidden_act": "gelu"}, UnsupportedModel, "relu2 or silu, got 'gelu'"),
@@ -58,14 +73,28 @@ CONFIGS = {
     "tied is text": ({"tie_word_embeddings": "yes"}, ModelError, "true or false, got 'yes'"),
     "window": ({"sliding_window": 128}, UnsupportedModel, "sliding_window: expected None, got 128"),
     "rope scaling": (
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
         UnsupportedModel,
-        "rope_type: expected 'default', got 'linear' .rope_scaling of",
+        "rope_type: expected 'default' or .* got 'dynamic' .rope_scaling of",
     ),
-    "rope type": (
+    "no factor": (
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
-        UnsupportedModel,
-        "rope_type: expected 'default', got 'llama3'",
+        ModelError,
+        "lacks 'factor'",
+    ),
+    "rope factors": (
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 1.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        ModelError,
+        "low_freq_factor below high_freq_factor, got 4.0 and 1.0",
     ),
     "rope key": (
         {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}},
@@ -115,7 +144,6 @@ QUANTIZATIONS = {
     "class and mode contradict": ({"linear_class": "bitlinear"}, "got 'bitlinear online'"),
     "mode": ({"quantization_mode": "hybrid"}, "got 'autobitlinear hybrid'"),
     "mode is a list": ({"quantization_mode": ["online"]}, "linear_class and quantization_mode"),
-    "norms inside": ({"use_rms_norm": True}, "use_rms_norm: expected false"),
     "unknown setting": ({"group_size": 128}, "unknown setting 'group_size'"),
     "pattern": ({"modules_to_not_convert": ["layers.*"]}, "plain module names"),
     "modules is text": ({"modules_to_not_convert": "lm_head"}, "plain module names"),

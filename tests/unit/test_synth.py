@@ -63,7 +63,7 @@ def test_the_2b_geometry_is_the_published_one():
     config = GEOMETRIES["bitnet-2b-4t"]
     assert (config.layers, config.hidden, config.intermediate) == (30, 2560, 6912)
     assert (config.heads, config.kv_heads, config.head_dim) == (20, 5, 128)
-    assert (config.vocab, config.context_length, config.rope_theta) == (128256, 4096, 5e5)
+    assert (config.vocab, config.context_length, config.rope.theta) == (128256, 4096, 5e5)
     assert (config.tied, config.activation, config.eps) == (True, "relu2", 1e-5)
     names = {node.name for node in load_synthetic("bitnet-2b-4t").graph.nodes}
     assert {"layers.29.attn_sub_norm", "layers.29.ffn_sub_norm"} <= names

@@ -87,6 +87,8 @@ class Profile:
         Fastest first.
     memory_bandwidth_gbps : float
         Effective read bandwidth of all cores together in 10^9 bytes/s.
+    memory_bandwidth_one_core_gbps : float or None
+        The same of one core, the fastest; None where it is not known.
     ram_mb : int
         Memory of the device in MB.
     private_mb : float
@@ -111,6 +113,7 @@ class Profile:
     isa: tuple[str, ...]
     cores: tuple[CoreCluster, ...]
     memory_bandwidth_gbps: float
+    memory_bandwidth_one_core_gbps: float | None = None
     ram_mb: int
     private_mb: float
     resident_mb: float | None = None
@@ -366,6 +369,15 @@ def _check_together(profile: Profile, keys: Mapping[str, Node], origin: str) -> 
     cores = sum(cluster.count for cluster in profile.cores)
     limits: list[tuple[str, float, str, float]]
     limits = [("default_threads", profile.default_threads, "cores", cores)]
+    if profile.memory_bandwidth_one_core_gbps is not None:
+        limits.append(
+            (
+                "memory_bandwidth_one_core_gbps",
+                profile.memory_bandwidth_one_core_gbps,
+                "memory_bandwidth_gbps",
+                profile.memory_bandwidth_gbps,
+            )
+        )
     if profile.resident_mb is not None:
         limits.append(("private_mb", profile.private_mb, "resident_mb", profile.resident_mb))
         limits.append(("resident_mb", profile.resident_mb, "ram_mb", profile.ram_mb))

@@ -11,16 +11,14 @@ import binascii
 import hashlib
 import json
 import mmap
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bitnet_edge import _engine
 from bitnet_edge._numpy import np
+from bitnet_edge.atomic_file import replacing
 from bitnet_edge.container import (
     FORMAT_VERSION,
     MAGIC,
@@ -95,7 +93,7 @@ def write_bte(
     header_bytes = len(_header(source, plan, sizes, {}, 0))
     offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
     total = round_up(offsets["weights"] + sizes["weights"], SECTION_ALIGNMENT)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         digests: dict[str, str] = {}
         for name, data in sections.items():
             _pad_to(file, offsets[name])
@@ -250,44 +248,3 @@ def _check_values(values: NDArray[np.generic], dtype: Any, slot: WeightSlot) -> 
 
 def _pad_to(file: IO[bytes], offset: int) -> None:
     file.write(b"\0" * (offset - file.tell()))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary file beside ``path``; on success sync and rename it, else remove it."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise ExportError(f"[export] cannot write in {path.parent}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, ExportError):
-            raise ExportError(f"[export] cannot write {path}: {error.strerror}") from error
-        raise
-    _sync_directory(path.parent)
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the rename durable, where the system lets directories be opened and synced."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows, or no permission to read: the file itself is in place
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -36,6 +36,7 @@ cdef extern from "calibrate.h":
 
     be_status be_measure_read(const uint8_t *buffer, size_t size, uint32_t threads, bint prefetch,
                               uint64_t *ns) nogil
+    void be_measure_clock(uint64_t cycles, uint64_t *ns) nogil
     be_status be_measure_ternary(const uint8_t *buffer, size_t size, const be_ternary_work *work,
                                  uint32_t threads, uint64_t *ns) nogil
 
@@ -112,6 +113,14 @@ def measure_read(buffer, uint32_t threads=1, bint prefetch=True):
         status = be_measure_read(<const uint8_t *>view.buf, view.len, threads, prefetch, &ns)
     PyBuffer_Release(&view)
     raise_status(status, f"{threads} threads")
+    return ns
+
+
+def measure_clock(uint64_t cycles):
+    """Run a chain of additions of one cycle each; return the nanoseconds."""
+    cdef uint64_t ns = 0
+    with nogil:
+        be_measure_clock(cycles, &ns)
     return ns
 
 

@@ -89,6 +89,20 @@ be_status be_measure_read(const uint8_t *buffer, size_t bytes, uint32_t threads,
   return timed(read_share, &r, &r.share, threads, ns);
 }
 
+void be_measure_clock(uint64_t cycles, uint64_t *ns) {
+  size_t x = 1, y = 3;
+  __asm__ volatile("" : "+r"(y)); // in a register, not an immediate: some CPUs merge those
+  uint64_t begin = be_profile_now();
+  for (uint64_t i = 0; i < cycles / 64; i++) {
+#pragma GCC unroll 64
+    for (int j = 0; j < 64; j++) {
+      x += y;
+      __asm__ volatile("" : "+r"(x)); // the compiler may not fold a sum that passes through
+    }
+  }
+  *ns = be_profile_now() - begin;
+}
+
 typedef struct multiplying {
   be_work_share *share;
   const be_kernels *kernels;

@@ -15,6 +15,10 @@
 be_status be_measure_read(const uint8_t *buffer, size_t bytes, uint32_t threads, bool prefetch,
                           uint64_t *ns);
 
+// Runs `cycles` / 64 rounds of 64 additions, each of which needs the one before and takes a cycle
+// on every CPU; `ns` is the time taken, so cycles / ns is the clock of this core in GHz.
+void be_measure_clock(uint64_t cycles, uint64_t *ns);
+
 // What be_measure_ternary does.
 typedef struct be_ternary_work {
   uint32_t rows, k; // of one matrix in P16; rows a multiple of 16, k of 16

@@ -193,6 +193,15 @@ def test_optional_keys(tmp_path):
     assert profile.to_dict()["os"] == {"name": "linux"}
 
 
+def test_one_core_reads_no_more_than_all(tmp_path):
+    one = "memory_bandwidth_one_core_gbps: "
+    assert (
+        load_profile(write(tmp_path, BOARD + one + "2.5\n")).memory_bandwidth_one_core_gbps == 2.5
+    )
+    message = "expected memory_bandwidth_one_core_gbps <= memory_bandwidth_gbps, got 5 and 4"
+    assert message in error_of(write(tmp_path, BOARD + one + "5\n"))
+
+
 # Finding one
 
 

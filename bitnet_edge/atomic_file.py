@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from bitnet_edge.errors import ExportError
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write to a temporary file beside ``path``; on success sync and rename it, else remove it."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise ExportError(f"[export] cannot write in {path.parent}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, ExportError):
+            raise ExportError(f"[export] cannot write {path}: {error.strerror}") from error
+        raise
+    _sync_directory(path.parent)
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the rename durable, where the system lets directories be opened and synced."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows, or no permission to read: the file itself is in place
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -25,6 +25,11 @@
 #define BE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Empty assembly: what compilers know of the value ends here, and with it their reordering.
+#ifndef BE_OPAQUE // tests/kernel_check/simde has it already
+#define BE_OPAQUE(vector) __asm__("" : "+v"(vector))
+#endif
+
 // 16 lanes as in scalar/lanes.h: low holds lanes 0-7, high lanes 8-15.
 typedef struct be_m256x2 {
   __m256 low, high;

@@ -55,13 +55,12 @@ BE_AVX2 void head_gemv_i8_avx2(float *y, const uint8_t *w, size_t n_panels, size
   }
 }
 
-// The empty assembly keeps gcc from adding products to each other first, after which its registers
-// run out.
+// BE_OPAQUE keeps gcc from adding products to each other first, after which its registers run out.
 BE_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i nibbles, const int16_t *pair) {
   int32_t q;
   memcpy(&q, pair, sizeof q);
   sum = _mm256_add_epi32(sum, _mm256_madd_epi16(nibbles, _mm256_set1_epi32(q)));
-  __asm__("" : "+x"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

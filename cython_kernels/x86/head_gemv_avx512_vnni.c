@@ -16,10 +16,10 @@ BE_AVX512_INLINE void prefetch(const uint8_t *w) {
   _mm_prefetch((const char *)w + PREFETCH_BYTES, _MM_HINT_T0);
 }
 
-// The empty assembly keeps gcc from copying every sum around each addition.
+// BE_OPAQUE keeps gcc from copying every sum around each addition.
 BE_AVX512_INLINE __m512i multiply_add(__m512i sum, __m512i w, __m512i q) {
   sum = _mm512_dpwssd_epi32(sum, w, q);
-  __asm__("" : "+v"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

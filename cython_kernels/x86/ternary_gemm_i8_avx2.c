@@ -24,10 +24,10 @@ BE_AVX2_INLINE __m256i field(__m256i u, int f) {
   return _mm256_and_si256(_mm256_srli_epi16(u, 2 * f), _mm256_set1_epi8(3));
 }
 
-// The empty assembly keeps gcc from reassociating the sums, after which its registers run out.
+// BE_OPAQUE keeps gcc from reassociating the sums, after which its registers run out.
 BE_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i codes, __m256i a) {
   sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, a));
-  __asm__("" : "+x"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

@@ -15,10 +15,10 @@ BE_AVX512_INLINE __m512i field(__m512i u, int f) {
   return _mm512_and_si512(_mm512_srli_epi16(u, 2 * f), _mm512_set1_epi8(3));
 }
 
-// The empty assembly keeps gcc from copying every sum around each addition.
+// BE_OPAQUE keeps gcc from copying every sum around each addition.
 BE_AVX512_INLINE __m512i multiply_add(__m512i sum, __m512i codes, __m512i a) {
   sum = _mm512_dpbusd_epi32(sum, codes, a);
-  __asm__("" : "+v"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

@@ -23,11 +23,11 @@ typedef struct sums { // by field
   __m512i f0, f1, f2, f3;
 } sums;
 
-// The empty assembly keeps gcc from copying every sum around each addition.
+// BE_OPAQUE keeps gcc from copying every sum around each addition.
 BE_AVX512_INLINE __m512i add_field(__m512i sum, __m512i u, uint32_t mask, const int8_t *q) {
   u = _mm512_and_si512(u, _mm512_set1_epi32((int32_t)mask));
   sum = _mm512_dpbusd_epi32(sum, u, be_broadcast4z(q));
-  __asm__("" : "+v"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

@@ -16,10 +16,10 @@
 
 enum { PREFETCH_BYTES = 8192 }; // a panel is one stream
 
-// The empty assembly keeps gcc from copying every sum around each addition.
+// BE_OPAQUE keeps gcc from copying every sum around each addition.
 BE_AVX_VNNI_INLINE __m256i add_field(__m256i sum, __m256i u, int mask, __m256i a) {
   sum = _mm256_dpbusd_avx_epi32(sum, _mm256_and_si256(u, _mm256_set1_epi8((char)mask)), a);
-  __asm__("" : "+x"(sum));
+  BE_OPAQUE(sum);
   return sum;
 }
 

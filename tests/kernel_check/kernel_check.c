@@ -10,6 +10,9 @@
 // Every buffer ends right before or begins right after an inaccessible page and has canaries on
 // its other side. SIGSEGV, SIGBUS, SIGILL and SIGFPE inside a kernel are reported as its failure.
 //
+// Built with KC_EMULATE, the x86 kernels go through SIMDe instead of the CPU and its instructions;
+// the program says which way each set is run.
+//
 // Exit code: 0 all passed, 1 a check failed, 2 wrong usage.
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -128,10 +131,19 @@ static void run_benches(const options *o, uint32_t mask) {
   kc_bench_end();
 }
 
+static const char *way_to_run(int isa) {
+#ifdef KC_EMULATED
+  return isa == BE_ISA_scalar ? "native" : "emulated (SIMDe)";
+#else
+  (void)isa;
+  return "native";
+#endif
+}
+
 static void list(uint32_t mask) {
   for (int isa = 0; isa < BE_ISA_COUNT; isa++) {
     bool here = mask >> isa & 1;
-    printf("%-12s %s (%s)\n", be_isa_name(isa), here ? "available" : "not on this CPU",
+    printf("%-12s %s (%s)\n", be_isa_name(isa), here ? way_to_run(isa) : "not on this CPU",
            be_isa_requirement(isa));
   }
   be_kernels k;
@@ -196,6 +208,9 @@ int main(int argc, char **argv) {
     return 0;
   }
   printf("seed %llu\n", (unsigned long long)o.seed);
+  for (int isa = 0; isa < BE_ISA_COUNT; isa++)
+    if (mask >> isa & 1)
+      printf("%-12s %s\n", be_isa_name(isa), way_to_run(isa));
   catch_signals();
   run_checks(&o, mask);
   return kc_report_total() ? 0 : 1;

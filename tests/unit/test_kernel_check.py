@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import ROOT, require_tool
 
 SOURCE = ROOT / "tests" / "kernel_check"
+TABLE = ROOT / "cython_kernels" / "include" / "kernel_table.def"
 CLOSING_LINE = re.compile(r"^(\d+) checks passed, (\d+) failed$")
 
 
@@ -69,7 +70,7 @@ def test_native(native: Path) -> None:
     listed = subprocess.run(
         [str(native), "--list"], capture_output=True, text=True, check=True
     ).stdout
-    assert isas == set(re.findall(r"^(\w+) +available", listed, re.M))
+    assert isas == set(re.findall(r"^(\w+) +native", listed, re.M))
     print("checked:", *sorted(isas))
 
 
@@ -111,6 +112,39 @@ def test_clang(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the x86 kernels through SIMDe, for any x86-64 CPU."""
+    if platform.machine() != "x86_64":
+        pytest.skip("SIMDe emulates x86 on x86 here")
+    header = "simde/x86/avx512.h"
+    require_tool(header if (Path("/usr/include") / header).exists() else None, "libsimde-dev")
+    options = ["-DKC_EMULATE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_C_FLAGS=-O1"]
+    return build(tmp_path_factory.mktemp("emulated"), "gcc", *options)
+
+
+def test_emulated_x86(emulated: Path) -> None:
+    """Every x86 kernel, AVX-512's too, equals the scalar one on a CPU that has none of the sets."""
+    output = check(emulated)
+    ways = dict(re.findall(r"^(\w+) +(native|emulated \(SIMDe\))$", output, re.M))
+    sets = {"avx2", "avx_vnni", "avx512_vnni"}
+    assert ways == {"scalar": "native", **dict.fromkeys(sets, "emulated (SIMDe)")}
+    assert isas_in(output) == {"scalar", *sets}
+    variants = re.findall(r"^BE_VARIANT\((avx\w*), (\w+)\)", TABLE.read_text(), re.M)
+    checked = re.findall(r"^(\w+) +(avx\w+) +\d+ passed$", output, re.M)
+    assert {(kernel, isa) for isa, kernel in variants} == set(checked)
+
+
+def test_emulation_is_no_avx(emulated: Path, native: Path) -> None:
+    """The emulated program holds no AVX instruction, which the native one is full of."""
+    for program, has_avx in ((native, True), (emulated, False)):
+        command = [tool("objdump"), "-d", "--no-show-raw-insn", str(program)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "<attention_f32_avx512_vnni>:" in listing
+        wide = re.search(r"%[yz]mm|%k[0-7]|^ *[0-9a-f]+:\s+v(?!err|erw)\w+ ", listing, re.M)
+        assert (wide is not None) is has_avx, wide
+
+
+@pytest.fixture(scope="module")
 def arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cross-build for 64-bit ARM, statically."""
     options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DKC_STATIC=ON"]
@@ -131,7 +165,7 @@ def test_arm64(arm64: Path, cpu: str, isas: set[str]) -> None:
     listed = subprocess.run(
         [emulator, "-cpu", cpu, arm64, "--list"], capture_output=True, text=True, check=True
     ).stdout
-    assert set(re.findall(r"^(\w+) +available", listed, re.M)) == isas
+    assert set(re.findall(r"^(\w+) +native", listed, re.M)) == isas
     check(emulator, "-cpu", cpu, arm64, "--quick")
 
 

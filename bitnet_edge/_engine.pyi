@@ -55,12 +55,23 @@ class Session:
         position: int = 0,
         output_rows: int | None = None,
     ) -> None: ...
-    def step(self, token: int, position: int) -> None: ...
-    def prefill(self, ids: Buffer, position: int, last: bool = True) -> None: ...
+    def step(
+        self, token: int, position: int, sampler: Sampler | None = None, n_recent: int = 0
+    ) -> None: ...
+    def prefill(
+        self,
+        ids: Buffer,
+        position: int,
+        last: bool = True,
+        sampler: Sampler | None = None,
+        n_recent: int = 0,
+    ) -> None: ...
     def sample(self, sampler: Sampler, recent: Buffer | None = None) -> int: ...
 
 class Sampler:
     vocab_size: int
+    screened_rows: int
+    rescored_rows: int
     def __init__(
         self,
         vocab_size: int,

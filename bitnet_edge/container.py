@@ -38,7 +38,7 @@ TENSOR_ALIGNMENT = 64
 MAX_RANK = 8
 SECTIONS = ("program", "tokenizer", "graph", "weights")  # order in the file; tokenizer optional
 # required features this reader knows
-FEATURES: frozenset[str] = frozenset({"p16", "int8_rows", "int4_groups"})
+FEATURES: frozenset[str] = frozenset({"p16", "int8_rows", "int4_groups", "screened_head"})
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 
 

@@ -66,11 +66,23 @@ class Sampling:
 class Statistics:
     """Counts and times of a generation, in seconds."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, sampler: _engine.Sampler) -> None:
+        self._sampler = sampler
         self.prompt_tokens = prompt_tokens
         self.new_tokens = 0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
+
+    @property
+    def rescored_share(self) -> float | None:
+        """Share of a screened head's rows that were computed exactly, of all tokens so far.
+
+        None where no token was screened: another head, or a sampling that needs every logit.
+        """
+        sampler = self._sampler
+        if sampler.screened_rows == 0:
+            return None
+        return sampler.rescored_rows / sampler.screened_rows
 
     @property
     def tokens_per_second(self) -> float:
@@ -117,7 +129,6 @@ class Generation:
             raise ArgumentError(f"[generate] stop strings must be non-empty text, got {stop!r}")
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
-        self.statistics = Statistics(len(ids))
         self._model = model
         self._context = model.context
         self._ids = ids
@@ -135,6 +146,7 @@ class Generation:
             sampling.min_p,
             sampling.repetition_penalty,
         )
+        self.statistics = Statistics(len(ids), self._sampler)
         self._decoder = StreamDecoder(model.tokenizer) if model.has_tokenizer else None
         self._held = ""  # decoded, but possibly the beginning of a stop string
 
@@ -211,13 +223,14 @@ class Generation:
         model, sampling = self._model, self._sampling
         start = time.perf_counter()
         session = model.session_for(self._turn)
-        if self.token_ids:
-            session.step(self.token_ids[-1], len(self._ids) - 1)
-        else:
-            self._prefill()
         recent: array[int] | None = None
         if sampling.repetition_penalty != 1.0:
             recent = self._ids[max(0, len(self._ids) - sampling.repetition_window) :]
+        n_recent = len(recent) if recent else 0
+        if self.token_ids:
+            session.step(self.token_ids[-1], len(self._ids) - 1, self._sampler, n_recent)
+        else:
+            self._prefill(n_recent)
         token = session.sample(self._sampler, recent)
         self._ids.append(token)
         elapsed = time.perf_counter() - start
@@ -227,11 +240,12 @@ class Generation:
             self.statistics.prefill_seconds += elapsed
         return token
 
-    def _prefill(self) -> None:
+    def _prefill(self, n_recent: int) -> None:
         """Run the prompt; one engine call per chunk, so that Ctrl-C is heard between them."""
         for position, chunk in self._model.chunks(self._ids):
             session = self._model.session_for(self._turn)
-            session.prefill(chunk, position, position + len(chunk) == len(self._ids))
+            last = position + len(chunk) == len(self._ids)
+            session.prefill(chunk, position, last, self._sampler, n_recent)
 
 
 def _stop_prefix(text: str, stop: tuple[str, ...]) -> int:

@@ -28,16 +28,19 @@ from bitnet_edge.packing import PANEL_ROWS, round_up
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bitnet_edge.graph import Graph
+    from bitnet_edge.graph import Graph, Node
 
 __all__ = [
     "HEAD_DTYPES",
     "MAX_COLUMNS",
+    "QUANTISED",
+    "SCREENED",
     "STORED",
     "QuantisedHead",
     "head_bytes",
     "head_limit",
     "head_storage",
+    "output_matrices",
     "pack_head",
     "packed_heads",
     "quantise_head",
@@ -45,12 +48,15 @@ __all__ = [
 ]
 
 STORED = "stored"  # the head keeps the checkpoint's dtype
-HEAD_DTYPES = (STORED, "int8", "int4")
 MAX_COLUMNS = 1 << 17  # BE_HEAD_MAX_K
 GROUP = 32  # columns that share an int4 scale
 BLOCK4 = 4  # columns of an int8 line
 BLOCK64 = 64  # columns of an int4 block
 _STORAGE = {"int8": DType.I8_ROWS, "int4": DType.I4_GROUPS}
+QUANTISED = tuple(_STORAGE)  # by rising loss
+# The matrix keeps its dtype, and codes of this one stand beside it (`bitnet_edge.head_screen`).
+SCREENED = {f"screened-{name}": dtype for name, dtype in _STORAGE.items()}
+HEAD_DTYPES = (STORED, *QUANTISED, *SCREENED)
 # Column 2n + j of a line's eight is nibble n of 16-bit word j.
 _NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -103,23 +109,33 @@ def packed_heads(graph: Graph, head_dtype: str) -> dict[str, DType]:
     storage = head_storage(head_dtype)
     if storage is None:
         return {}
-    heads = [
-        node.inputs[1]
-        for node in graph.nodes
-        if node.op == "linear" and node.outputs[0] in graph.outputs
+    return {node.inputs[1]: storage for node in output_matrices(graph, head_dtype)}
+
+
+def output_matrices(graph: Graph, head_dtype: str) -> list[Node]:
+    """Return the float linears that give the graph's outputs.
+
+    Raises
+    ------
+    ArgumentError
+        When there is none, or one with too many columns for codes.
+    """
+    nodes = [
+        node for node in graph.nodes if node.op == "linear" and node.outputs[0] in graph.outputs
     ]
-    if not heads:
+    if not nodes:
         raise ArgumentError(
             f"[plan] expected a float output layer for head_dtype {head_dtype}, "
             f"{graph.info.name!r} has none"
         )
-    for name in heads:
+    for node in nodes:
+        name = node.inputs[1]
         if graph.tensors[name].shape[1] > MAX_COLUMNS:
             raise ArgumentError(
                 f"[plan] expected at most {MAX_COLUMNS} columns for head_dtype {head_dtype}, got "
                 f"{graph.tensors[name].shape[1]} (tensor {name!r})"
             )
-    return dict.fromkeys(heads, storage)
+    return nodes
 
 
 def head_limit(k: int) -> int:

@@ -15,11 +15,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import UnsupportedOp
 from bitnet_edge.graph import Graph, Kind, Node
 from bitnet_edge.ops import GatedActivation, TernaryLinear
+
+if TYPE_CHECKING:
+    from bitnet_edge.head_screen import Screen
 
 __all__ = ["Instruction", "Lowered", "Operand", "Region", "lower"]
 
@@ -78,7 +82,11 @@ class Lowered:
     row_bytes: Mapping[str, int]
 
 
-def lower(graph: Graph, packed: Mapping[str, DType] | None = None) -> Lowered:
+def lower(
+    graph: Graph,
+    packed: Mapping[str, DType] | None = None,
+    screens: Mapping[str, Screen] | None = None,
+) -> Lowered:
     """Lower a graph to instructions.
 
     Parameters
@@ -86,18 +94,23 @@ def lower(graph: Graph, packed: Mapping[str, DType] | None = None) -> Lowered:
     graph : Graph
     packed : Mapping[str, DType], optional
         Float matrices that are stored quantised (`bitnet_edge.head_packing`), and how.
+    screens : Mapping[str, Screen], optional
+        Float matrices that are screened (`bitnet_edge.head_screen`), and by what.
 
     Raises
     ------
     UnsupportedOp
         When an op, or the way it is used, has no lowering; the node is named.
     """
-    return _Lowering(graph, packed or {}).run()
+    return _Lowering(graph, packed or {}, screens or {}).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, packed: Mapping[str, DType]) -> None:
+    def __init__(
+        self, graph: Graph, packed: Mapping[str, DType], screens: Mapping[str, Screen]
+    ) -> None:
         self.graph = graph
+        self.screens = screens
         self.bits = {name: _BITS[dtype] for name, dtype in packed.items()}
         self.readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
@@ -263,6 +276,9 @@ class _Lowering:
         if weight in self.bits:
             self.packed_linear(node)
             return
+        if weight in self.screens:
+            self.screened_linear(node)
+            return
         operands = {
             "x": self.read(x),
             "y": self.write(node.outputs[0]),
@@ -278,9 +294,37 @@ class _Lowering:
         self.emit("dense_linear", node, operands, dims)
 
     def packed_linear(self, node: Node) -> None:
-        """Emit a linear whose weight is stored quantised: int16 activations, made once."""
-        x, weight, bias = node.inputs
+        """Emit a linear whose weight is stored quantised."""
+        _, weight, bias = node.inputs
         rows, k = self.graph.tensors[weight].shape
+        wide = self.wide_operands(node)
+        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)} | wide
+        if bias:
+            operands["bias"] = self.read(bias)
+        self.emit("head_linear", node, operands, {"rows": rows, "k": k, "bits": self.bits[weight]})
+
+    def screened_linear(self, node: Node) -> None:
+        """Emit estimates, limits and exact rows of a screened output layer."""
+        x, weight, _ = node.inputs
+        tensor, screen = self.graph.tensors[weight], self.screens[weight]
+        wide = self.wide_operands(node)
+        y, table, rows = self.write(node.outputs[0]), self.read(weight), self.read(x)
+        limits = self.scratch(f"{node.outputs[0]}.limits", 16)
+        shape: dict[str, int | str] = {"rows": tensor.shape[0], "k": tensor.shape[1]}
+        bits = {"bits": _BITS[screen.dtype]}
+        dtype = {"dtype": tensor.dtype.engine_code}
+        codes, bounds = Operand("weights", screen.codes), Operand("weights", screen.bounds)
+        self.emit("screen_linear", node, {"y": y, "w": codes} | wide, shape | bits)
+        operands = {"limits": limits, "y": y, "x": rows, "table": table}
+        operands |= {name: wide[name] for name in ("q", "s")}
+        self.emit("screen_limits", node, operands, shape | bits | dtype)
+        operands = {"y": y, "limits": limits, "x": rows, "table": table, "bounds": bounds}
+        self.emit("screened_linear", node, operands, shape | dtype)
+
+    def wide_operands(self, node: Node) -> dict[str, Operand]:
+        """Return names of a tensor's int16 rows, scales and sums, made once."""
+        x, weight, _ = node.inputs
+        k = self.graph.tensors[weight].shape[1]
         padded = -(-k // _WIDE_BLOCK) * _WIDE_BLOCK
         wide = {
             "q": self.scratch(f"{x}.wide.q", padded * 2),
@@ -290,10 +334,7 @@ class _Lowering:
         if x not in self.quantised_wide:
             self.emit("quantize_wide", node, wide | {"x": self.read(x)}, {"width": k})
             self.quantised_wide.add(x)
-        operands = {"y": self.write(node.outputs[0]), "w": self.read(weight)} | wide
-        if bias:
-            operands["bias"] = self.read(bias)
-        self.emit("head_linear", node, operands, {"rows": rows, "k": k, "bits": self.bits[weight]})
+        return wide
 
     def _lower_gated_activation(self, node: Node) -> None:
         gate, up = node.inputs

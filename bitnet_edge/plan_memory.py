@@ -23,6 +23,7 @@ from bitnet_edge.container import tensor_bytes
 from bitnet_edge.dtypes import DType
 from bitnet_edge.graph import Graph
 from bitnet_edge.head_packing import packed_heads
+from bitnet_edge.head_screen import Screen, screened_heads
 from bitnet_edge.lowering import Lowered, lower
 from bitnet_edge.memory import THREAD_BYTES
 from bitnet_edge.packing import round_up
@@ -96,7 +97,7 @@ class Footprint:
     ----------
     graph : Graph
     head_dtype : str
-        ``stored``, ``int8`` or ``int4``.
+        One of `head_packing.HEAD_DTYPES`.
     tokenizer_bytes : int
         Size of the tokenizer section, 0 without one.
 
@@ -111,8 +112,9 @@ class Footprint:
     def __init__(self, graph: Graph, head_dtype: str, tokenizer_bytes: int = 0) -> None:
         packed = packed_heads(graph, head_dtype)
         self.graph = graph
-        self.lowered = lower(graph, packed)
-        self.weights = _place_weights(graph, packed)
+        screens = screened_heads(graph, head_dtype)
+        self.lowered = lower(graph, packed, screens)
+        self.weights = _place_weights(graph, packed, screens)
         self.tokenizer_bytes = tokenizer_bytes
         self._arenas: dict[int, tuple[Mapping[str, int], int]] = {}
 
@@ -162,14 +164,23 @@ class Footprint:
         return records + tokens + (threads - 1) * THREAD_BYTES
 
 
-def _place_weights(graph: Graph, packed: Mapping[str, DType]) -> tuple[WeightSlot, ...]:
-    """Lay constants out in order of use, each 64-byte aligned."""
+def _place_weights(
+    graph: Graph, packed: Mapping[str, DType], screens: Mapping[str, Screen]
+) -> tuple[WeightSlot, ...]:
+    """Lay constants out in order of use, each 64-byte aligned; last, what screens them."""
+    stored = [
+        (tensor.name, packed.get(tensor.name, tensor.dtype), tensor.shape)
+        for tensor in graph.constants()
+    ]
+    for name, screen in screens.items():
+        shape = graph.tensors[name].shape
+        stored.append((screen.codes, screen.dtype, shape))
+        stored.append((screen.bounds, DType.F32, (2, shape[0])))
     slots: list[WeightSlot] = []
     end = 0
-    for tensor in graph.constants():
-        dtype = packed.get(tensor.name, tensor.dtype)
-        size = tensor_bytes(dtype.value, tensor.shape)
-        slots.append(WeightSlot(tensor.name, dtype, tensor.shape, end, size))
+    for name, dtype, shape in stored:
+        size = tensor_bytes(dtype.value, shape)
+        slots.append(WeightSlot(name, dtype, shape, end, size))
         end += round_up(size, ALIGNMENT)
     return tuple(slots)
 

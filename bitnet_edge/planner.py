@@ -20,7 +20,7 @@ from itertools import product
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
-from bitnet_edge.head_packing import HEAD_DTYPES, STORED
+from bitnet_edge.head_packing import QUANTISED, STORED
 from bitnet_edge.lowering import Lowered, Operand
 from bitnet_edge.plan_memory import BudgetReport, Footprint, WeightSlot
 from bitnet_edge.profiles import Profile
@@ -46,7 +46,8 @@ class Choices:
         Positions of the KV cache; 0 for a model without one.
     kv_dtype : DType
     head_dtype : str
-        ``stored`` (the checkpoint's dtype), ``int8`` or ``int4``.
+        ``stored`` (the checkpoint's dtype), ``int8``, ``int4``, or ``screened-int8`` and
+        ``screened-int4``: as stored, with codes beside it that spare most of its bytes.
     prefill_chunk : int
         Most tokens of one run.
     threads : int
@@ -146,7 +147,7 @@ class Planner:
     kv_dtype : DType or str, optional
         ``f32``, ``f16``, ``int8`` or ``int4``.
     head_dtype : str, optional
-        ``stored``, ``int8`` or ``int4``.
+        ``stored``, ``int8``, ``int4``, ``screened-int8`` or ``screened-int4``.
 
     Raises
     ------
@@ -300,7 +301,7 @@ class Planner:
         limit = self.profile.ota_bytes
         if limit is None or self.footprint(STORED).package_bytes <= limit:
             return STORED
-        for head_dtype in HEAD_DTYPES[1:]:
+        for head_dtype in QUANTISED:
             try:
                 if self.footprint(head_dtype).package_bytes <= limit:
                     return head_dtype

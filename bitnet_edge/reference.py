@@ -20,6 +20,7 @@ from bitnet_edge.head_packing import (
     STORED,
     QuantisedHead,
     head_limit,
+    head_storage,
     packed_heads,
     quantise_head,
     unpack_head,
@@ -296,7 +297,7 @@ class ReferenceModel:
     kv_dtype : DType
         ``f32``, ``f16``, ``int8`` or ``int4``, as planned.
     head_dtype : str, optional
-        ``stored``, ``int8`` or ``int4``, as planned; as the source has it by default.
+        As planned; as the source has it by default. A screened head gives the stored one's logits.
     """
 
     def __init__(
@@ -358,7 +359,7 @@ class ReferenceModel:
 def _constant(source: ModelSource, tensor: Tensor, packed: Mapping[str, DType]) -> Any:
     values: Any = source.weights.load(tensor.name)
     if tensor.name in packed:
-        if source.head_dtype != STORED:
+        if head_storage(source.head_dtype) is not None:
             return unpack_head(values, packed[tensor.name], tensor.shape)
         return quantise_head(widen(values, tensor.dtype), packed[tensor.name])
     return values if tensor.dtype is DType.TERNARY else widen(values, tensor.dtype)

@@ -28,7 +28,9 @@ from bitnet_edge.container import (
 )
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ExportError, FormatError, ModelError, ShapeMismatch
-from bitnet_edge.head_packing import STORED, pack_head, quantise_head
+from bitnet_edge.graph import Tensor
+from bitnet_edge.head_packing import QuantisedHead, head_storage, pack_head, quantise_head
+from bitnet_edge.head_screen import row_bounds, screened_heads
 from bitnet_edge.packing import ARRAY_TYPES, PANEL_ROWS, pack_p16, round_up
 from bitnet_edge.plan_memory import WeightSlot
 from bitnet_edge.planner import Plan
@@ -47,6 +49,7 @@ Progress = Callable[[int, int], None]
 _CHUNK_BYTES = 8 << 20  # rows are read, packed and written in runs of about this size
 _HEADS = (DType.I8_ROWS, DType.I4_GROUPS)
 _FEATURES = {dtype.value for dtype in _HEADS}  # a reader without them must refuse the file
+_SCREENED_FEATURE = "screened_head"
 
 
 def write_bte(
@@ -137,8 +140,11 @@ def _header(
     """
     info = source.graph.info
     offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
+    features = sorted({slot.dtype.value for slot in plan.weights} & _FEATURES)
+    if screened_heads(source.graph, plan.head_dtype):
+        features.append(_SCREENED_FEATURE)
     data: dict[str, Any] = {
-        "requires": ["p16", *sorted({slot.dtype.value for slot in plan.weights} & _FEATURES)],
+        "requires": ["p16", *features],
         "model": {
             "name": info.name,
             "architecture": info.architecture,
@@ -189,9 +195,18 @@ def _write_weights(
     last = plan.weights[-1]
     total = last.offset + last.bytes
     written = 0
+    screens = screened_heads(source.graph, plan.head_dtype)
+    screened = {screen.codes: name for name, screen in screens.items()}
+    bounded = {screen.bounds: (name, screen.dtype) for name, screen in screens.items()}
     for slot in plan.weights:
         padding = b"\0" * (slot.offset - written)
-        for chunk in chain((padding,), _stored_chunks(slot, source)):
+        if slot.name in screened:
+            chunks = _head_chunks(slot, source, screened[slot.name])
+        elif slot.name in bounded:
+            chunks = _bound_chunks(source, *bounded[slot.name])
+        else:
+            chunks = _stored_chunks(slot, source)
+        for chunk in chain((padding,), chunks):
             file.write(chunk)
             digest.update(chunk)
             written += len(chunk)
@@ -202,10 +217,10 @@ def _write_weights(
 
 def _stored_chunks(slot: WeightSlot, source: ModelSource) -> Iterator[bytes]:
     """Yield a constant's bytes as they stand in the file."""
-    values = source.weights.load(slot.name)
     if slot.dtype in _HEADS:
-        yield from _head_chunks(slot, source, values)
+        yield from _head_chunks(slot, source, slot.name)
         return
+    values = source.weights.load(slot.name)
     _check_values(values, np.int8 if slot.dtype is DType.TERNARY else ARRAY_TYPES[slot.dtype], slot)
     row_bytes = max(1, values[:1].nbytes)
     step = max(PANEL_ROWS, _CHUNK_BYTES // row_bytes // PANEL_ROWS * PANEL_ROWS)
@@ -214,31 +229,46 @@ def _stored_chunks(slot: WeightSlot, source: ModelSource) -> Iterator[bytes]:
         yield (pack_p16(rows.view(np.int8)) if slot.dtype is DType.TERNARY else rows).tobytes()
 
 
-def _head_chunks(
-    slot: WeightSlot, source: ModelSource, values: NDArray[np.generic]
-) -> Iterator[bytes]:
-    """Yield the panels of a quantised head; a source that holds them already gives its bytes."""
-    if source.head_dtype != STORED:
+def _head_chunks(slot: WeightSlot, source: ModelSource, name: str) -> Iterator[bytes]:
+    """Yield the panels of a matrix's codes; a source that holds them already gives its bytes."""
+    if head_storage(source.head_dtype) is not None:
+        values = source.weights.load(name)
         if values.size != slot.bytes or values.dtype != np.uint8:
             raise ShapeMismatch(
                 f"[export] expected {slot.bytes} packed bytes, got {values.dtype} {values.shape} "
-                f"(tensor {slot.name!r})"
+                f"(tensor {name!r})"
             )
         for first in range(0, values.size, _CHUNK_BYTES):
             yield values[first : first + _CHUNK_BYTES].tobytes()
         return
-    dtype = source.graph.tensors[slot.name].dtype
-    _check_values(values, ARRAY_TYPES[dtype], slot)
-    step = max(PANEL_ROWS, _CHUNK_BYTES // 16 // slot.shape[1] // PANEL_ROWS * PANEL_ROWS)
-    for first in range(0, slot.shape[0], step):
-        rows = widen(values[first : first + step], dtype)
+    for _, head in _quantised(source, name, slot.dtype):
+        yield pack_head(head).tobytes()
+
+
+def _bound_chunks(source: ModelSource, name: str, dtype: DType) -> Iterator[bytes]:
+    """Yield a screened matrix's bounds: 8 bytes a row, so all of them are held."""
+    bounds = [row_bounds(rows, head) for rows, head in _quantised(source, name, dtype)]
+    yield np.concatenate(bounds, axis=1).tobytes()
+
+
+def _quantised(
+    source: ModelSource, name: str, dtype: DType
+) -> Iterator[tuple[NDArray[np.float32], QuantisedHead]]:
+    """Yield runs of a float matrix's rows and their codes."""
+    tensor, values = source.graph.tensors[name], source.weights.load(name)
+    _check_values(values, ARRAY_TYPES[tensor.dtype], tensor)
+    rows, k = tensor.shape
+    step = max(PANEL_ROWS, _CHUNK_BYTES // 16 // k // PANEL_ROWS * PANEL_ROWS)
+    for first in range(0, rows, step):
+        widened = widen(values[first : first + step], tensor.dtype)
         try:
-            yield pack_head(quantise_head(rows, slot.dtype)).tobytes()
+            head = quantise_head(widened, dtype)
         except ModelError as error:
-            raise ModelError(f"{error} (tensor {slot.name!r}, rows from {first})") from None
+            raise ModelError(f"{error} (tensor {name!r}, rows from {first})") from None
+        yield widened, head
 
 
-def _check_values(values: NDArray[np.generic], dtype: Any, slot: WeightSlot) -> None:
+def _check_values(values: NDArray[np.generic], dtype: Any, slot: WeightSlot | Tensor) -> None:
     if values.shape != slot.shape or values.dtype != np.dtype(dtype):
         raise ShapeMismatch(
             f"[export] expected {np.dtype(dtype)} {slot.shape}, got {values.dtype} {values.shape} "

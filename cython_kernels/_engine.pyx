@@ -97,6 +97,9 @@ cdef extern from "bitnet_edge.h":
     be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                              uint32_t output_rows, const void *const *inputs,
                              void *const *outputs, be_error *error) nogil
+    be_status be_session_screen(be_session *session, uint32_t best, float margin) nogil
+    void be_session_screened(const be_session *session, uint64_t *rows,
+                             uint64_t *rescored) nogil
     be_status be_engine_init(const char *name)
     const be_kernels *be_engine_kernels()
 
@@ -124,6 +127,8 @@ cdef extern from "sampler.h":
     be_status be_sampler_next(be_sampler *sampler, const be_sampling *parameters,
                               const float *logits, const int32_t *recent, size_t n_recent,
                               int32_t *token) nogil
+    void be_sampler_needs(const be_sampling *parameters, size_t n_recent, uint32_t *best,
+                          float *margin) nogil
 
 
 cdef extern from *:
@@ -316,6 +321,8 @@ cdef class Session:
     cdef Profile sink  # kept alive while the engine writes into it
     cdef float *logits_row  # one row of the first output, for step() and sample()
     cdef uint32_t logits_width
+    cdef uint32_t best  # of the logits: be_session_screen
+    cdef float margin
     cdef bint busy  # a call is running without the GIL
 
     def __cinit__(self, Program program not None, uint32_t threads=1):
@@ -409,6 +416,7 @@ cdef class Session:
                 else:
                     in_pointers[i] = views[i].buf
             self._enter()
+            be_session_screen(self.session, 0, 0)
             with nogil:
                 status = be_session_run(self.session, n_tokens, position, rows, in_pointers,
                                         out_pointers, &error)
@@ -418,8 +426,11 @@ cdef class Session:
                 PyBuffer_Release(&views[i])
         raise_error(status, &error)
 
-    def step(self, int32_t token, uint32_t position):
+    def step(self, int32_t token, uint32_t position, Sampler sampler=None, size_t n_recent=0):
         """Run one token through a token model; its logits stay in `logits`.
+
+        Of a screened head only those are computed that ``sampler`` can depend on, with ``n_recent``
+        ids to penalise; the others are -inf. Without a sampler, all.
 
         Raises
         ------
@@ -435,14 +446,18 @@ cdef class Session:
         inputs[0] = &token
         outputs[0] = self.logits_row
         self._enter()
+        self._screen(sampler, n_recent)
         with nogil:
             status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
+        self._count(sampler)
         self.busy = False
         raise_error(status, &error)
 
-    def prefill(self, ids, uint32_t position, bint last=True):
+    def prefill(self, ids, uint32_t position, bint last=True, Sampler sampler=None,
+                size_t n_recent=0):
         """Run one chunk of token ids (int32 buffer); the logits of its last row stay in `logits`
-        when it is the last chunk, otherwise the head is not computed at all."""
+        when it is the last chunk (as those of `step`), otherwise the head is not computed at all.
+        """
         cdef const void *inputs[1]
         cdef void *outputs[1]
         cdef Py_buffer view
@@ -455,13 +470,47 @@ cdef class Session:
             PyObject_GetBuffer(ids, &view, PyBUF_SIMPLE)
             inputs[0] = view.buf
             outputs[0] = self.logits_row
+            self._screen(sampler, n_recent)
             with nogil:
                 status = be_session_run(self.session, <uint32_t>(view.len // 4), position, last,
                                         inputs, outputs, &error)
+            self._count(sampler)
             PyBuffer_Release(&view)
         finally:
             self.busy = False
         raise_error(status, &error)
+
+    cdef void _screen(self, Sampler sampler, size_t n_recent) noexcept:
+        """Compute the logits the sampler needs in the next run, or all."""
+        self.best = 0
+        self.margin = 0
+        if sampler is not None:
+            be_sampler_needs(&sampler.parameters, n_recent, &self.best, &self.margin)
+        be_session_screen(self.session, self.best, self.margin)
+
+    cdef void _count(self, Sampler sampler) noexcept:
+        """Add the rows of the last run to the sampler's; the logits are whole without any."""
+        cdef uint64_t rows = 0
+        cdef uint64_t rescored = 0
+        be_session_screened(self.session, &rows, &rescored)
+        if rows == 0:
+            self.best = 0
+        elif sampler is not None:
+            sampler.screened_rows += rows
+            sampler.rescored_rows += rescored
+
+    cdef int _require_logits(self, Sampler sampler, size_t n_recent) except -1:
+        """Refuse to draw from what screening has left out."""
+        cdef uint32_t best = 0
+        cdef float margin = 0
+        if self.best == 0:
+            return 0
+        be_sampler_needs(&sampler.parameters, n_recent, &best, &margin)
+        if best == 0 or best > self.best or margin > self.margin:
+            raise errors.ArgumentError(
+                f"[engine] the logits were screened for the {self.best} largest, this sampler "
+                f"needs {best if best else 'all'}")
+        return 0
 
     cdef int _enter(self) except -1:
         """Refuse a second caller: another thread, a signal handler, the child of a fork."""
@@ -494,6 +543,7 @@ cdef class Session:
                                        f"has {self.logits_width}")
         self._enter()
         try:
+            self._require_logits(sampler, len(recent) if recent is not None else 0)
             if recent is None:
                 with nogil:
                     status = be_sampler_next(sampler.sampler, &sampler.parameters,
@@ -545,6 +595,8 @@ cdef class Sampler:
     cdef be_sampler *sampler
     cdef be_sampling parameters
     cdef readonly uint32_t vocab_size
+    cdef readonly uint64_t screened_rows  # rows of screened heads in the runs for this sampler
+    cdef readonly uint64_t rescored_rows  # those of them that were computed exactly
 
     def __cinit__(self, uint32_t vocab_size, uint64_t seed=0, float temperature=0.0,
                   uint32_t top_k=0, float top_p=1.0, float min_p=0.0,

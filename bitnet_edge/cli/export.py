@@ -9,7 +9,7 @@ from typing import Any
 from bitnet_edge.api import Export, export, import_model
 from bitnet_edge.cli.text import print_json, progress_bar, size, table
 from bitnet_edge.dtypes import DType
-from bitnet_edge.head_packing import HEAD_DTYPES, STORED
+from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED
 from bitnet_edge.planner import KV_DTYPES, Plan
 
 __all__ = ["add_plan_arguments", "budget_table", "configure", "plan_arguments", "run"]
@@ -34,6 +34,11 @@ _HEAD_COSTS = {
     "int8": "int8 head: on the bundled model perplexity within 0.2 %, 99 % of the greedy choices "
     "kept (99.8 % where the embedding is not tied to it)",
     "int4": "int4 head: on the bundled model perplexity +0.7 %, 91-92 % of the greedy choices kept",
+    **dict.fromkeys(
+        SCREENED,
+        "screened head: greedy and top-k tokens as with the stored head, bit for bit; sampling "
+        "without top-k and repetition penalties below 1 read the whole head",
+    ),
 }
 
 
@@ -99,6 +104,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "device": plan.profile,
         **plan.choices_json(),
+        "screen_bytes": screen_bytes(plan),
         **plan.budget.to_json(),
     }
 
@@ -116,6 +122,17 @@ def summary(result: Export) -> str:
             budget_table(result.plan),
         ]
     )
+
+
+def screen_bytes(plan: Plan) -> int:
+    """Return the bytes of a file that screen its head."""
+    names = {
+        operand.name
+        for instruction in plan.lowered.instructions
+        for (op, key) in (("screen_linear", "w"), ("screened_linear", "bounds"))
+        if instruction.op == op and (operand := instruction.operands[key])
+    }
+    return sum(slot.bytes for slot in plan.weights if slot.name in names)
 
 
 def budget_table(plan: Plan) -> str:
@@ -140,4 +157,6 @@ def budget_table(plan: Plan) -> str:
     )
     costs = [f"  {_KV_COSTS[plan.kv_dtype]}"] if plan.kv_dtype in _KV_COSTS else []
     costs += [f"  {_HEAD_COSTS[plan.head_dtype]}"] if plan.head_dtype in _HEAD_COSTS else []
+    screens = screen_bytes(plan)
+    costs += [f"  what screens the head adds {size(screens)} to the file"] if screens else []
     return "\n".join([table(rows, right=(1,)), choices, *costs])

@@ -71,9 +71,11 @@ def stream(prompt: str, generation: Generation) -> int:
 def figures(generation: Generation) -> str:
     """Return counts and speeds in one line."""
     s = generation.statistics
+    share = s.rescored_share
+    screened = "" if share is None else f"{100 * share:.2f} % of the head's rows exact, "
     return (
         f"[{s.prompt_tokens} prompt tokens in {1000 * s.prefill_seconds:.1f} ms, "
-        f"{s.new_tokens} new tokens at {s.tokens_per_second:.0f} tokens/s, "
+        f"{s.new_tokens} new tokens at {s.tokens_per_second:.0f} tokens/s, {screened}"
         f"{generation.finish_reason}]"
     )
 
@@ -89,4 +91,5 @@ def figures_json(generation: Generation) -> dict[str, Any]:
         "prefill_seconds": s.prefill_seconds,
         "decode_seconds": s.decode_seconds,
         "tokens_per_second": s.tokens_per_second,
+        "rescored_share": s.rescored_share,
     }

@@ -6,6 +6,7 @@
 // has checked the dims (2^24 * 2^24 * 4 = 2^50; 2^12 * 2^20 * 2^9 * 4 = 2^43).
 #include <string.h>
 
+#include "head_screen.h"
 #include "kernels.h"
 #include "kv_cache.h"
 #include "program.h"
@@ -171,6 +172,52 @@ static be_status wide_head_specs(const be_instruction *in, be_operand_spec *spec
   return BE_OK;
 }
 
+// Estimates and logits share one output: it is written, then read, then read and written.
+static be_operand_spec output_rows(be_access access, uint32_t width) {
+  be_operand_spec spec = rows_out(width);
+  spec.access = access;
+  spec.regions = OUTPUT;
+  return spec;
+}
+
+static be_status screened_head_specs(const be_instruction *in, be_operand_spec *specs,
+                                     be_error *error) {
+  uint32_t rows = in->dim[0], k = in->dim[1];
+  bool limits = in->opcode == BE_OP_screen_limits;
+  CHECK({"screen: columns", k, 1, BE_HEAD_MAX_K});
+  if (in->opcode != BE_OP_screened_linear) {
+    be_status status = check_bits(in->dim[2], k, error);
+    if (status != BE_OK)
+      return status;
+  }
+  be_operand_spec wide[3];
+  wide_specs(BE_READ, k, wide);
+  if (in->opcode == BE_OP_screen_linear) {
+    specs[0] = output_rows(BE_WRITE, rows);
+    specs[1] = weights(be_head_bytes(in->dim[2], rows, k));
+    memcpy(specs + 2, wide, sizeof wide);
+    return BE_OK;
+  }
+  uint32_t dtype = in->dim[limits ? 3 : 2];
+  CHECK({"screen: dtype", dtype, BE_F32, BE_BF16});
+  be_operand_spec table = weights((uint64_t)rows * k * be_dtype_bytes(dtype));
+  if (limits) {
+    specs[0] = scratch(BE_WRITE, sizeof(be_screen_limits));
+    specs[1] = output_rows(BE_READ, rows);
+    specs[2] = wide[0];
+    specs[3] = wide[1];
+    specs[4] = rows_in(k);
+    specs[5] = table;
+    return BE_OK;
+  }
+  specs[0] = output_rows(BE_READ_WRITE, rows);
+  specs[1] = scratch(BE_READ, sizeof(be_screen_limits));
+  specs[2] = rows_in(k);
+  specs[3] = table;
+  specs[4] = weights((uint64_t)rows * 2 * sizeof(float));
+  return BE_OK;
+}
+
 static be_status dense_linear_specs(const be_instruction *in, be_operand_spec *specs,
                                     be_error *error) {
   uint32_t rows = in->dim[0], k = in->dim[1];
@@ -285,6 +332,11 @@ be_status be_instruction_specs(const be_instruction *in, const be_program_header
   case BE_OP_head_linear:
   case BE_OP_head_embed:
     return wide_head_specs(in, specs, error);
+  case BE_OP_screen_linear:
+  case BE_OP_screen_limits:
+  case BE_OP_screened_linear:
+    return screened_head_specs(in, specs, error);
   }
-  return be_fail(error, BE_ERR_PROGRAM, "unknown opcode", -1, -1, BE_OP_head_embed, in->opcode);
+  return be_fail(error, BE_ERR_PROGRAM, "unknown opcode", -1, -1, BE_OP_screened_linear,
+                 in->opcode);
 }

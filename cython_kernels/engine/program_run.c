@@ -6,10 +6,12 @@
 // whose order is fixed.
 #include "program_run.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "angles.h"
 #include "head_row.h"
+#include "head_screen.h"
 #include "kernels.h"
 #include "kv_cache.h"
 #include "program.h"
@@ -22,7 +24,8 @@ enum {
   GEMV_MAX_PANELS = 16,
   // A head is far larger than all else: longer streams, still hundreds of items.
   HEAD_ITEM_BYTES = 128 * 1024,
-  GEMM_PANELS = 4, // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
+  SCREEN_ROWS = 512, // rows of a screened head in one item: as many streams as it keeps
+  GEMM_PANELS = 4,   // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
   GEMM_TOKENS = 64
 };
 
@@ -326,21 +329,26 @@ static size_t dense_item_rows(const be_instruction *in) {
   return rows_per_item < 8 ? 8 : rows_per_item;
 }
 
+// y[r] = row r of the table times x, for `count` rows from `row` on.
+static void dense_rows(const be_kernels *kernels, float *y, const uint8_t *table, uint32_t dtype,
+                       size_t row, size_t count, size_t k, const float *x) {
+  const uint8_t *w = table + row * k * be_dtype_bytes(dtype);
+  if (dtype == BE_F32)
+    kernels->dense_gemv_f32(y, (const float *)w, count, k, x);
+  else if (dtype == BE_F16)
+    kernels->dense_gemv_f16(y, (const uint16_t *)w, count, k, x);
+  else
+    kernels->dense_gemv_bf16(y, (const uint16_t *)w, count, k, x);
+}
+
 static void run_dense_linear(const be_pass *p, const be_instruction *in, size_t item) {
   rows r = instruction_rows(p, in);
   size_t n_rows = in->dim[0], k = in->dim[1];
   size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
-  const uint8_t *w = READ(uint8_t, 1) + row * k * be_dtype_bytes(in->dim[2]);
   const float *bias = READ(float, 3);
   for (size_t t = r.begin; t < r.end; t++) {
-    const float *x = READ(float, 2) + t * k;
     float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
-    if (in->dim[2] == BE_F32)
-      p->kernels->dense_gemv_f32(y, (const float *)w, count, k, x);
-    else if (in->dim[2] == BE_F16)
-      p->kernels->dense_gemv_f16(y, (const uint16_t *)w, count, k, x);
-    else
-      p->kernels->dense_gemv_bf16(y, (const uint16_t *)w, count, k, x);
+    dense_rows(p->kernels, y, READ(uint8_t, 1), in->dim[2], row, count, k, READ(float, 2) + t * k);
     if (bias)
       p->kernels->add_f32(y, y, bias + row, count);
   }
@@ -376,6 +384,58 @@ static void run_head_linear(const be_pass *p, const be_instruction *in, size_t i
   }
 }
 
+static void run_screen_limits(const be_pass *p, const be_instruction *in, size_t t) {
+  size_t rows = in->dim[0], k = in->dim[1], padded = be_round_up(k, BE_WIDE_K);
+  const float *y = WRITE(float, 1, rows) + t * rows, *x = READ(float, 4) + t * k;
+  be_screen_limits limits =
+      be_screen_errors(x, READ(int16_t, 2) + t * padded, READ(float, 3)[t], k, in->dim[2]);
+  uint32_t ids[BE_MAX_BEST];
+  if (be_screen_largest(ids, p->best, y, rows) == p->best) {
+    float least = INFINITY;
+    for (size_t i = 0; i < p->best; i++) {
+      float z;
+      dense_rows(p->kernels, &z, READ(uint8_t, 5), in->dim[3], ids[i], 1, k, x);
+      least = z < least || z != z ? z : least; // NaN stays
+    }
+    limits.threshold = least == least ? least - p->margin : -INFINITY;
+  }
+  WRITE(be_screen_limits, 0, 1)[t] = limits;
+}
+
+// Every logit, as run_dense_linear.
+static void run_whole_rows(const be_pass *p, const be_instruction *in, size_t item) {
+  rows r = instruction_rows(p, in);
+  size_t n_rows = in->dim[0], k = in->dim[1];
+  size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
+  for (size_t t = r.begin; t < r.end; t++)
+    dense_rows(p->kernels, WRITE(float, 0, n_rows) + t * n_rows + row, READ(uint8_t, 3), in->dim[2],
+               row, count, k, READ(float, 2) + t * k);
+}
+
+static void run_screened_rows(const be_pass *p, const be_instruction *in, size_t item) {
+  rows r = instruction_rows(p, in);
+  size_t n_rows = in->dim[0], k = in->dim[1], row = item * SCREEN_ROWS;
+  size_t count = min_size(SCREEN_ROWS, n_rows - row), rescored = 0;
+  const float *residuals = READ(float, 4) + row, *norms = residuals + n_rows;
+  uint8_t keep[SCREEN_ROWS];
+  for (size_t t = r.begin; t < r.end; t++) {
+    float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
+    be_screen_keep(keep, y, residuals, norms, count, &READ(be_screen_limits, 1)[t]);
+    for (size_t i = 0, run; i < count; i += run) { // neighbours are computed in one go
+      for (run = 0; i + run < count && keep[i + run]; run++)
+        ;
+      if (run > 0)
+        dense_rows(p->kernels, y + i, READ(uint8_t, 3), in->dim[2], row + i, run, k,
+                   READ(float, 2) + t * k);
+      rescored += run;
+      if (i + run < count)
+        y[i + run++] = -INFINITY;
+    }
+  }
+  atomic_fetch_add_explicit(p->screened, count * (r.end - r.begin), memory_order_relaxed);
+  atomic_fetch_add_explicit(p->rescored, rescored, memory_order_relaxed);
+}
+
 // Independent pieces of work in one instruction of this pass.
 size_t be_item_count(const be_pass *p, const be_instruction *in) {
   rows r = instruction_rows(p, in);
@@ -387,6 +447,16 @@ size_t be_item_count(const be_pass *p, const be_instruction *in) {
   }
   case BE_OP_dense_linear:
     return (in->dim[0] + dense_item_rows(in) - 1) / dense_item_rows(in);
+  case BE_OP_screen_limits:
+    return p->best > 0 ? tokens : 0;
+  case BE_OP_screened_linear: {
+    size_t rows_of_item = p->best > 0 ? SCREEN_ROWS : dense_item_rows(in);
+    return (in->dim[0] + rows_of_item - 1) / rows_of_item;
+  }
+  case BE_OP_screen_linear:
+    if (p->best == 0)
+      return 0;
+    // fall through
   case BE_OP_head_linear: {
     size_t rows_of_item = head_item_panels(in) * BE_HEAD_ROWS;
     return (in->dim[0] + rows_of_item - 1) / rows_of_item;
@@ -443,6 +513,18 @@ void be_run_item(const be_pass *p, const be_instruction *in, size_t item) {
     break;
   case BE_OP_head_embed:
     run_head_embed(p, in, t);
+    break;
+  case BE_OP_screen_linear:
+    run_head_linear(p, in, item);
+    break;
+  case BE_OP_screen_limits:
+    run_screen_limits(p, in, t);
+    break;
+  case BE_OP_screened_linear:
+    if (p->best > 0)
+      run_screened_rows(p, in, item);
+    else
+      run_whole_rows(p, in, item);
     break;
   }
 }

@@ -3,6 +3,8 @@
 #ifndef BITNET_EDGE_ENGINE_PROGRAM_RUN_H
 #define BITNET_EDGE_ENGINE_PROGRAM_RUN_H
 
+#include <stdatomic.h>
+
 #include "kernels.h"
 #include "program.h"
 
@@ -13,6 +15,9 @@ typedef struct be_pass {
   const void *const *inputs;
   void *const *outputs;
   uint32_t n_tokens, position, output_rows;
+  uint32_t best;                         // largest logits wanted of a screened head, 0: all
+  float margin;                          // and all less than this below the last of them
+  _Atomic uint64_t *screened, *rescored; // rows of screened heads, those computed exactly
 } be_pass;
 
 // Items of one instruction in this pass.

@@ -58,7 +58,8 @@ typedef struct verifier {
   extent phase[MAX_PHASE_LENGTH * BE_MAX_OPERANDS]; // operands of the phase being formed
   size_t phase_extents;
   uint32_t phase_length;
-  bool tail; // an instruction with BE_FLAG_OUTPUT_ROWS has been seen
+  uint32_t written_outputs; // mask of ports
+  bool tail;                // an instruction with BE_FLAG_OUTPUT_ROWS has been seen
   be_error *error;
 } verifier;
 
@@ -211,8 +212,17 @@ static be_status verify_order(verifier *v, const be_operand_spec *specs, const e
       return be_fail(v->error, BE_ERR_PROGRAM, "operand read before it is written", -1, i, 0,
                      extents[i].bytes.begin);
   for (int i = 0; i < BE_MAX_OPERANDS; i++)
-    if ((extents[i].access & BE_WRITE) && extents[i].space == arena)
+    if ((extents[i].access & BE_READ) && extents[i].space >> 8 == BE_REGION_OUTPUT &&
+        !(v->written_outputs >> (extents[i].space & 0xff) & 1))
+      return be_fail(v->error, BE_ERR_PROGRAM, "operand read before it is written", -1, i, 0, 0);
+  for (int i = 0; i < BE_MAX_OPERANDS; i++) {
+    if (!(extents[i].access & BE_WRITE))
+      continue;
+    if (extents[i].space == arena)
       write_rows(v, extents[i].bytes, specs[i].bytes);
+    else if (extents[i].space >> 8 == BE_REGION_OUTPUT)
+      v->written_outputs |= 1u << (extents[i].space & 0xff);
+  }
   return BE_OK;
 }
 

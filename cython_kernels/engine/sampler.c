@@ -282,6 +282,22 @@ static bool is_valid(const be_sampling *p) {
          p->repetition_penalty < INFINITY;
 }
 
+void be_sampler_needs(const be_sampling *p, size_t n_recent, uint32_t *best, float *margin) {
+  bool greedy = p->temperature < FLT_MIN;
+  uint64_t wanted = greedy ? 1 : p->top_k;
+  *best = 0;
+  *margin = greedy ? 0.0f : p->temperature * 0x1p-17f;
+  if (wanted == 0 || !is_valid(p))
+    return;
+  if (p->repetition_penalty != 1 && n_recent > 0) {
+    if (p->repetition_penalty < 1 || n_recent > BE_MAX_BEST)
+      return;
+    wanted += n_recent;
+  }
+  if (wanted <= BE_MAX_BEST)
+    *best = (uint32_t)wanted;
+}
+
 be_status be_sampler_next(be_sampler *s, const be_sampling *p, const float *logits,
                           const int32_t *recent, size_t n_recent, int32_t *token) {
   if (!is_valid(p))

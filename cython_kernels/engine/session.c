@@ -19,6 +19,9 @@ struct be_session {
   be_profile *profile; // NULL: not recorded
   uint32_t threads;
   uint32_t valid_positions;
+  uint32_t best; // be_session_screen
+  float margin;
+  _Atomic uint64_t screened, rescored; // of the last run
 };
 
 // What the participants of one pass share.
@@ -209,6 +212,19 @@ be_status be_session_profile(be_session *session, be_profile *profile) {
   return BE_OK;
 }
 
+be_status be_session_screen(be_session *session, uint32_t best, float margin) {
+  if (best > BE_MAX_BEST || !(margin >= 0))
+    return BE_ERR_ARGUMENT;
+  session->best = best;
+  session->margin = margin;
+  return BE_OK;
+}
+
+void be_session_screened(const be_session *session, uint64_t *rows, uint64_t *rescored) {
+  *rows = atomic_load_explicit(&session->screened, memory_order_relaxed);
+  *rescored = atomic_load_explicit(&session->rescored, memory_order_relaxed);
+}
+
 static be_status check_run(const be_session *session, const be_pass *p, be_error *error) {
   const be_program *program = session->program;
   const be_program_header *header = &program->header;
@@ -237,13 +253,16 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
                          be_error *error) {
   job j = {
       .pass = {session->program, &dispatch, session->arena, session->state, inputs, outputs,
-               n_tokens, position, output_rows},
+               n_tokens, position, output_rows, session->best, session->margin, &session->screened,
+               &session->rescored},
       .share = session->share,
       .profile = session->profile,
   };
   be_status status = check_run(session, &j.pass, error);
   if (status != BE_OK)
     return status;
+  atomic_store_explicit(&session->screened, 0, memory_order_relaxed);
+  atomic_store_explicit(&session->rescored, 0, memory_order_relaxed);
   uint64_t begin = session->profile ? be_profile_now() : 0;
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
   be_pool_run(run_share, &j, session->threads);

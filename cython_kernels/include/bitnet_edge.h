@@ -24,6 +24,7 @@ enum {
   BE_MAX_DIMENSION = 1 << 24, // of any width, rows or vocabulary
   BE_MAX_POSITIONS = 1 << 20, // of the KV cache
   BE_MAX_TOKENS = 1 << 16,    // of one run
+  BE_MAX_BEST = 256,          // largest logits a screened head is asked for
   BE_OPERAND_ALIGNMENT = 64,
   BE_MAX_OPERANDS = 8
 };
@@ -130,6 +131,15 @@ uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
 be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                          uint32_t output_rows, const void *const *inputs, void *const *outputs,
                          be_error *error);
+
+// What runs from now on compute of a screened head (engine/head_screen.h; other heads are always
+// computed whole): best = 0, every logit; otherwise the logits of the `best` largest, of all that
+// equal one of these, and of all less than `margin` below the last of them; -inf stands for
+// the others, but for some that could not be told from the largest. At most BE_MAX_BEST.
+be_status be_session_screen(be_session *session, uint32_t best, float margin);
+// Rows of screened heads in the last run, and how many of them were computed exactly. Both 0 when
+// the run computed all logits, or none.
+void be_session_screened(const be_session *session, uint64_t *rows, uint64_t *rescored);
 
 // Records the times of the session's runs from now on (profile.h); NULL stops it. The profile must
 // outlive its use and have room for the session's threads.

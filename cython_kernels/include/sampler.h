@@ -46,4 +46,17 @@ size_t be_sampler_bytes(const be_sampler *sampler); // private memory it holds
 be_status be_sampler_next(be_sampler *sampler, const be_sampling *parameters, const float *logits,
                           const int32_t *recent, size_t n_recent, int32_t *token);
 
+// What of the logits a draw depends on, in the terms of be_session_screen: the `best` largest,
+// those that equal one of them and those less than `margin` below the last; or all of them, *best =
+// 0.
+//
+// Greedy wants the largest; top_k wants k. A penalty of p >= 1 only lowers: of the n_recent ids it
+// applies to, those that stay among the largest were so before, and as many others may take the
+// place of the rest, so that k + n_recent are enough. With p < 1 any id can rise. Distances are
+// rounded: logits that differ can be equally far from the largest, and the lower id then counts
+// first. Two of at most 28 that round to equal differ by less than 28 * 4 * 2^-24 (1 + 2^-20), so
+// their logits by less than margin = temperature * 2^-17.
+void be_sampler_needs(const be_sampling *parameters, size_t n_recent, uint32_t *best,
+                      float *margin);
+
 #endif

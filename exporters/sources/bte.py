@@ -13,7 +13,7 @@ from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, FormatError, MissingTensor
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.graph import Graph
-from bitnet_edge.head_packing import HEAD_DTYPES, STORED, head_storage, packed_heads
+from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED, head_storage, packed_heads
 from bitnet_edge.packing import ARRAY_TYPES, unpack_p16
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_bte(path: Path) -> ModelSource:
     file = open_bte(path)
     graph = Graph.from_json(file.graph_json())
     stored = {tensor.name: tensor for tensor in file.tensors}
-    head_dtype = _head_dtype(file)
+    head_dtype = _head_dtype(file, graph)
     try:
         packed = packed_heads(graph, head_dtype)
     except ArgumentError as error:
@@ -72,11 +72,17 @@ def load_bte(path: Path) -> ModelSource:
     return ModelSource(graph, _BteWeights(file), tokenizer, head_dtype)
 
 
-def _head_dtype(file: BteFile) -> str:
-    """Return the head dtype that a file was written with."""
-    found = {tensor.dtype for tensor in file.tensors}
+def _head_dtype(file: BteFile, graph: Graph) -> str:
+    """Return the head dtype that a file was written with.
+
+    Codes are either a constant of the graph or stand beside one, to screen it; the latter are made
+    anew from the floats when the file is written again.
+    """
+    codes = {(tensor.name in graph.tensors, tensor.dtype) for tensor in file.tensors}
     for head_dtype in HEAD_DTYPES:
         storage = head_storage(head_dtype)
-        if storage is not None and storage.value in found:
+        if storage is not None and (True, storage.value) in codes:
+            return head_dtype
+        if head_dtype in SCREENED and (False, SCREENED[head_dtype].value) in codes:
             return head_dtype
     return STORED

@@ -47,8 +47,8 @@ class ModelSource:
     tokenizer : bytes or None
         The tokenizer section as it will stand in the file (``tokenizer_format.md``).
     head_dtype : str
-        ``int8`` or ``int4`` when the source is a file whose head was quantised: the floats of the
-        checkpoint are gone, and it can only be kept.
+        What a plan keeps unless told otherwise. ``int8`` or ``int4`` when the source is a file
+        whose head was quantised: the floats of the checkpoint are gone, and it can only be kept.
     """
 
     graph: Graph
@@ -65,7 +65,7 @@ class ModelSource:
             When the source's head was quantised to another one: a second rounding, or a return to
             the lost floats, needs the original checkpoint.
         """
-        if wanted is not None and self.head_dtype not in ("stored", wanted):
+        if self.head_dtype in ("int8", "int4") and wanted not in (None, self.head_dtype):
             raise ArgumentError(
                 f"[plan] the head of {self.graph.info.name!r} was quantised to {self.head_dtype} "
                 f"when this file was written: expected head_dtype {self.head_dtype}, got "

@@ -42,6 +42,8 @@ def use(path: Path) -> str:
         inputs = [bytes(rows * width * 4) for _, width in program.inputs]
         outputs = [bytearray(rows * width * 4) for _, width in program.outputs]
         model.session.run(inputs, outputs, rows)
+        if program.inputs == [(3, 1)]:  # tokens: the largest logits only
+            model.generate([0, 1], max_tokens=2).text()
         if model.has_tokenizer and model.file.model["vocab_size"] == model.vocab_size:
             model.generate([0, 1], max_tokens=2, temperature=1.0).text()
     except (BitnetEdgeError, MemoryError) as error:

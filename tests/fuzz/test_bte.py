@@ -125,6 +125,15 @@ def head_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def screened_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head that is screened, by codes and bounds beside it."""
+    path = tmp_path_factory.mktemp("fuzz") / "screened.bte"
+    source = decoder(layers=1, tied=True, bias=False)
+    bitnet_edge.export(source, out=path, prefill_chunk=8, head_dtype="screened-int8")
+    return path
+
+
 def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsys):
     for path in (bte, small_bte):
         out = run(sanitized, path, "truncations")
@@ -133,7 +142,7 @@ def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsy
         assert int(out.split()[0]) > 30
 
 
-@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte"])
+@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte", "screened_bte"])
 def test_mutations_end_in_a_typed_error_or_a_correct_run(which, sanitized, request, capsys):
     path = request.getfixturevalue(which)
     out = run(sanitized, path, "mutations", 20261124, MUTATIONS)

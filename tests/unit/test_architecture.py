@@ -20,6 +20,7 @@ ORDER = [
     ["ops"],
     ["packing", "profiles", "lowering"],
     ["head_packing"],
+    ["head_screen"],
     ["reference"],
     ["plan_memory"],
     ["planner"],

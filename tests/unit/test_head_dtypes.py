@@ -226,7 +226,7 @@ def test_only_the_tables_of_the_head_are_quantised():
 @pytest.mark.parametrize(
     ("source", "head", "message"),
     [
-        (decoder(), "int2", "expected head_dtype stored, int8, int4, got 'int2'"),
+        (decoder(), "int2", "expected head_dtype stored, int8, int4, screened-int8, screened-int4"),
         (mlp(), "int8", "expected a float output layer for head_dtype int8, 'test' has none"),
         (two_heads((1 << 17) + 1), "int4", "expected at most 131072 columns"),
     ],

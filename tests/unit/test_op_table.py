@@ -9,6 +9,7 @@ import pytest
 import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.head_packing import packed_heads
+from bitnet_edge.head_screen import screened_heads
 from bitnet_edge.lowering import _Lowering, lower
 from bitnet_edge.ops import OPS
 from bitnet_edge.reference import REFERENCE, ReferenceModel
@@ -38,7 +39,10 @@ def test_every_instruction_is_reached_by_some_graph():
     sources = [decoder(), b.source(["x"], ["n.out"])]
     tied = decoder(tied=True).graph
     packed = lower(tied, packed_heads(tied, "int8")).instructions
-    reached = {i.op for s in sources for i in (*lower(s.graph).instructions, *packed)}
+    plain = decoder(bias=False).graph
+    screened = lower(plain, screens=screened_heads(plain, "screened-int4")).instructions
+    reached = {i.op for s in sources for i in lower(s.graph).instructions}
+    reached |= {i.op for i in (*packed, *screened)}
     assert reached == set(_engine.op_table())
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Writing a file whole or not at all."""
+"""Writing a file under a temporary name, then renaming it: no reader ever sees half of it.
+
+On any failure, from a full disk to Ctrl-C, the temporary file is removed and whatever stood at the
+destination is untouched.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,18 @@ from typing import IO
 
 from bitnet_edge.errors import ExportError
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "write_text"]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary file beside ``path``; on success sync and rename it, else remove it."""
+    """Write to a temporary file beside ``path``; on success sync and rename it, else remove it.
+
+    Raises
+    ------
+    ExportError
+        When the file cannot be written.
+    """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
@@ -35,6 +45,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             raise ExportError(f"[export] cannot write {path}: {error.strerror}") from error
         raise
     _sync_directory(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a whole file of UTF-8 text; into what is no regular file, a terminal say, directly.
+
+    Raises
+    ------
+    ExportError
+        When the file cannot be written.
+    """
+    destination = Path(path)
+    if destination.exists() and not destination.is_file() and not destination.is_dir():
+        try:
+            destination.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ExportError(f"[export] cannot write {destination}: {error.strerror}") from error
+        return
+    with replacing(destination) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _umask() -> int:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writing a ``.bte`` file: tensor by tensor, under a temporary name, then renamed.
-
-No model is ever whole in memory, and no reader ever sees half a file: on any failure, from a full
-disk to Ctrl-C, the temporary file is removed and whatever stood at the destination is untouched.
-"""
+"""Writing a ``.bte`` file tensor by tensor, so that no model is ever whole in memory."""
 
 from __future__ import annotations
 

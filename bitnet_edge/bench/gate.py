@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Comparing a benchmark with a stored one, so that a slower build is caught on any machine.
+"""Comparing measurements with stored ones, so that a slower or larger build is caught.
 
-What is stored and compared are latencies as multiples of the calibration kernel's time in the same
-run: a slower or busier machine slows both down.
+Latencies are stored and compared as multiples of the calibration kernel's time in the same run: a
+slower or busier machine slows both down. Memory is stored in bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,20 @@ from bitnet_edge.errors import ArgumentError
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
-__all__ = ["baseline_of", "load_baseline", "parse_allowance", "regressions", "save_baseline"]
+__all__ = [
+    "baseline_of",
+    "comparisons",
+    "load_baseline",
+    "parse_allowance",
+    "regressions",
+    "save_baseline",
+]
 
 FORMAT = 1
+UNITS = {"ratios": "x calibration", "bytes": "bytes"}  # section -> what its numbers count
 
 
 def parse_allowance(text: str) -> float:
@@ -39,34 +48,47 @@ def parse_allowance(text: str) -> float:
     return percent / 100
 
 
-def baseline_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what is stored of a benchmark: ratios by metric, and whose they are."""
+def baseline_of(
+    model: str, results: list[dict[str, Any]], memory: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Return what is stored of a model's measurements, by metric.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    results : list of dict
+        Of `bench_model`; their ratios count.
+    memory : mapping, optional
+        Kind of memory -> bytes.
+    """
     return {
         "format": FORMAT,
-        "model": results[0]["model"],
+        "model": model,
         "ratios": {
             f"{metric}, {result['threads']} threads": ratio
             for result in results
             for metric, ratio in result["ratios"].items()
         },
+        "bytes": dict(memory or {}),
     }
 
 
-def save_baseline(results: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+def save_baseline(baseline: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `baseline_of` as JSON.
 
     Raises
     ------
-    OSError
+    ExportError
         When the file cannot be written.
     """
-    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs the device 1 MB
-        json.dump(baseline_of(results), file, indent=2)
-        file.write("\n")
+    from bitnet_edge.atomic_file import write_text  # after measuring: it costs the device memory
+
+    write_text(path, json.dumps(baseline, indent=2) + "\n")
 
 
 def load_baseline(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a stored benchmark.
+    """Read stored measurements.
 
     Raises
     ------
@@ -79,42 +101,87 @@ def load_baseline(path: str | os.PathLike[str]) -> dict[str, Any]:
         raw = file.read()
     try:
         data = json.loads(raw)
+        sections = [data["ratios"], data.setdefault("bytes", {})]
         valid = (
             data["format"] == FORMAT
             and isinstance(data["model"], str)
-            and bool(data["ratios"])
-            and all(type(ratio) in (int, float) and ratio > 0 for ratio in data["ratios"].values())
+            and any(sections)
+            and all(
+                type(number) in (int, float) and 0 < number < 1e30
+                for section in sections
+                for number in section.values()
+            )
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
-        raise ArgumentError(f"[bench] expected a file of bench --save, got something else ({path})")
+        raise ArgumentError(
+            f"[bench] expected a file of bench --save or validate --save-baseline, got something "
+            f"else ({path})"
+        )
     return dict(data)
 
 
-def regressions(
-    baseline: dict[str, Any], results: list[dict[str, Any]], allowance: float
-) -> list[str]:
-    """Return one line per metric that is slower than allowed, or was not measured.
+def comparisons(
+    baseline: dict[str, Any], now: dict[str, Any], section: str, allowance: float
+) -> Iterator[tuple[str, bool, str]]:
+    """Compare what is stored of two runs, metric by metric.
+
+    Parameters
+    ----------
+    baseline, now : dict
+        See `baseline_of`.
+    section : str
+        ``ratios`` or ``bytes``.
+    allowance : float
+        How much larger a number may be: 0.1 is 10 %.
+
+    Yields
+    ------
+    tuple of (str, bool, str)
+        The metric, whether it was stored, measured and is within the allowance, and one line.
 
     Raises
     ------
     ArgumentError
         When the baseline is another model's.
     """
-    now = baseline_of(results)
     if baseline["model"] != now["model"]:
         raise ArgumentError(
             f"[bench] expected a baseline of {now['model']!r}, got one of {baseline['model']!r}"
         )
-    lines = []
-    for metric, before in baseline["ratios"].items():
-        after = now["ratios"].get(metric)
-        if after is None:
-            lines.append(f"{metric}: in the baseline, but not measured")
-        elif after > before * (1 + allowance):
-            lines.append(
-                f"{metric}: {after:.4g} x calibration, {100 * (after / before - 1):+.1f} % against "
-                f"the baseline's {before:.4g} (allowed +{100 * allowance:g} %)"
+    stored, measured, unit = baseline[section], now[section], UNITS[section]
+    for metric in dict.fromkeys([*stored, *measured]):
+        if metric not in measured:
+            yield metric, False, "in the baseline, but not measured"
+        elif metric not in stored:
+            yield metric, False, "measured, but not in the baseline"
+        else:
+            before, after = stored[metric], measured[metric]
+            line = (
+                f"{_number(after)} {unit}, {100 * (after / before - 1):+.1f} % against the "
+                f"baseline's {_number(before)} (allowed +{100 * allowance:g} %)"
             )
-    return lines
+            yield metric, after <= before * (1 + allowance), line
+
+
+def regressions(
+    baseline: dict[str, Any], results: list[dict[str, Any]], allowance: float
+) -> list[str]:
+    """Return one line per latency that is slower than allowed, or was stored but not measured.
+
+    Raises
+    ------
+    ArgumentError
+        When the baseline is another model's.
+    """
+    compared = comparisons(baseline, baseline_of(results[0]["model"], results), "ratios", allowance)
+    return [
+        f"{metric}: {line}"
+        for metric, within, line in compared
+        if not within and metric in baseline["ratios"]
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

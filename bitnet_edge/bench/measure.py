@@ -33,6 +33,7 @@ __all__ = [
     "decode_seconds",
     "median",
     "prefill_seconds",
+    "profile_layers",
     "prompt_ids",
     "read_buffer",
     "read_gbps",
@@ -253,7 +254,7 @@ def profile_decode(model: Model, *, compare_scalar: bool = False) -> list[dict[s
     """
     tokens = min(_PROFILED_TOKENS, model.context)
     busy, total = _recorded(model, _steps(tokens), tokens)
-    rows = _op_rows(model, busy, total, tokens, lambda work: work.macs, 1)
+    rows = _op_rows(model, _by_op(model, busy), total, tokens, lambda work: work.macs, 1)
     if compare_scalar:
         gains = _gains_over_scalar(model)
         rows = [row | gains.get(row["op"], {}) for row in rows]
@@ -266,8 +267,33 @@ def profile_prefill(model: Model, length: int) -> list[dict[str, Any]]:
     ids = prompt_ids(model, length)
     busy, total = _recorded(model, lambda m: prefill_seconds(m, ids), chunks)
     return _op_rows(
-        model, busy, total, 1, lambda work: work.macs * (1 if work.tail else length), chunks
+        model,
+        _by_op(model, busy),
+        total,
+        1,
+        lambda work: work.macs * (1 if work.tail else length),
+        chunks,
     )
+
+
+def profile_layers(model: Model) -> list[dict[str, Any]]:
+    """Return the time of each layer in a decoded token, in the order they run.
+
+    Returns
+    -------
+    list of dict
+        ``layer`` (``layers.0``; what comes before and after the layers has its own name) and
+        ``us``, op -> microseconds, as in `profile_decode`.
+    """
+    tokens = min(_PROFILED_TOKENS, model.context)
+    busy, _ = _recorded(model, _steps(tokens), tokens)
+    rows: list[dict[str, Any]] = []
+    for work, ns in zip(describe(model), busy, strict=True):
+        if not rows or work.layer != rows[-1]["layer"]:
+            rows.append({"layer": work.layer, "us": {}})
+        us = rows[-1]["us"]
+        us[work.op] = us.get(work.op, 0.0) + ns / model.threads / tokens / 1000
+    return rows
 
 
 def _op_rows(
@@ -310,22 +336,27 @@ def _steps(tokens: int) -> Callable[[Model], object]:
 
 def _recorded(
     model: Model, work: Callable[[Model], object], runs: int
-) -> tuple[dict[str, float], float]:
-    """Do the work twice and record the second time: ns of thread time by op, ns of all runs."""
-    works = describe(model)
-    profile = _engine.Profile(
-        model.threads, 4 * len(works) * runs
-    )  # stolen work: events of its own
+) -> tuple[list[float], float]:
+    """Do the work twice and record the second time: ns of thread time by instruction, of all."""
+    count = model.session.program.instruction_count
+    profile = _engine.Profile(model.threads, 4 * count * runs)  # stolen work: events of its own
     work(model)
     model.session.profile(profile)
     work(model)
     model.session.profile(None)
-    busy: dict[str, float] = {}
+    busy = [0.0] * count
     for thread in range(model.threads):
         for instruction, begin, end in profile.events(thread):
-            op = works[instruction].op
-            busy[op] = busy.get(op, 0) + end - begin
+            busy[instruction] += end - begin
     return busy, profile.run_ns
+
+
+def _by_op(model: Model, busy: list[float]) -> dict[str, float]:
+    """Add up what the instructions of an op took."""
+    sums: dict[str, float] = {}
+    for work, ns in zip(describe(model), busy, strict=True):
+        sums[work.op] = sums.get(work.op, 0.0) + ns
+    return sums
 
 
 def _gains_over_scalar(model: Model) -> dict[str, dict[str, float]]:
@@ -335,4 +366,5 @@ def _gains_over_scalar(model: Model) -> dict[str, dict[str, float]]:
         scalar, _ = _recorded(model, _steps(2), 2)
     finally:
         _engine.set_cpu(os.environ.get("BITNET_EDGE_CPU") or None)
-    return {op: {"x_scalar": scalar[op] / fast[op]} for op in fast}
+    scalar_ops, fast_ops = _by_op(model, scalar), _by_op(model, fast)
+    return {op: {"x_scalar": scalar_ops[op] / fast_ops[op]} for op in fast_ops}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bitnet_edge.cli.text import size, table
+from bitnet_edge.cli.text import counted, size, table
 
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def lines(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _model(r: dict[str, Any]) -> Iterator[str]:
-    yield f"{r['model']}, {_threads(r['threads'])}, medians of {r['runs']} rounds"
+    yield f"{r['model']}, {counted(r['threads'], 'thread')}, medians of {r['runs']} rounds"
     rows = [
         (
             "prefill",
@@ -84,12 +84,8 @@ def _model(r: dict[str, Any]) -> Iterator[str]:
 
 
 def _llama_cpp(r: dict[str, Any]) -> Iterator[str]:
-    yield f"against llama.cpp, {_threads(r['threads'])}: {r['what']}"
+    yield f"against llama.cpp, {counted(r['threads'], 'thread')}: {r['what']}"
     yield _columns(r["rows"])
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 _FORMATS = {

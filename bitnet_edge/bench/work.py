@@ -21,6 +21,9 @@ class Work:
     op : str
     name : str
         The weights it reads first, or the empty string.
+    layer : str
+        ``layers.N`` as in the names of its weights, or the part of the model they stand for
+        outside the layers; what reads no weights belongs to the instruction before it.
     macs : int
         Multiply-adds of one token's row; those of attention, which grow with the position, are not
         counted.
@@ -30,11 +33,12 @@ class Work:
         Works on the rows whose outputs are wanted only: of a prompt, the last.
     """
 
-    __slots__ = ("bytes", "macs", "name", "op", "tail")
+    __slots__ = ("bytes", "layer", "macs", "name", "op", "tail")
 
-    def __init__(self, op: str, name: str, macs: int, size: int, *, tail: bool) -> None:
+    def __init__(self, op: str, name: str, layer: str, macs: int, size: int, *, tail: bool) -> None:
         self.op = op
         self.name = name
+        self.layer = layer
         self.macs = macs
         self.bytes = size
         self.tail = tail
@@ -48,6 +52,7 @@ def describe(model: Model) -> list[Work]:
     program = model.session.program
     tensors = {tensor.offset: tensor for tensor in model.file.tensors}
     works = []
+    layer = ""
     for index in range(program.instruction_count):
         op, flags, dims, operands = program.instruction(index)
         offsets = [
@@ -58,10 +63,18 @@ def describe(model: Model) -> list[Work]:
         read = [tensors[offset] for offset in offsets]
         size = sum(t.bytes // dims.get("vocab", 1) for t in read)
         macs = dims["rows"] * dims["k"] if "rows" in dims and "k" in dims else 0
-        works.append(
-            Work(op, read[0].name if read else "", macs, size, tail=bool(flags & _OUTPUT_ROWS))
-        )
+        name = read[0].name if read else ""
+        layer = _layer(name) or layer
+        works.append(Work(op, name, layer, macs, size, tail=bool(flags & _OUTPUT_ROWS)))
     return works
+
+
+def _layer(name: str) -> str:
+    """Return a tensor's layer: ``layers.3`` of ``layers.3.q_proj``, none of ``rope.inv_freq``."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return ".".join(parts[:2])
+    return "" if parts[0] == "rope" else name
 
 
 def decode_bytes(model: Model, works: list[Work], position: int) -> float:

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": ("plan", "size a checkpoint to a device without writing anything"),
     "generate": ("generate", "continue a prompt"),
     "inspect": ("inspect", "show what is in a .bte file"),
+    "validate": ("validate", "prove that a .bte file does on a device what its plan says"),
     "bench": ("bench", "measure speed against what this machine's memory and kernels give"),
     "synth": ("synth", "write a .bte file of a true geometry with made-up weights"),
     "devices": ("devices", "list the device profiles, or show one"),

@@ -14,7 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bitnet_edge.bench.gate import load_baseline, parse_allowance, regressions, save_baseline
+from bitnet_edge.bench.gate import (
+    baseline_of,
+    load_baseline,
+    parse_allowance,
+    regressions,
+    save_baseline,
+)
 from bitnet_edge.bench.measure import bench_model
 from bitnet_edge.cli.text import print_json, progress_bar
 from bitnet_edge.errors import ArgumentError
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         if baseline:
             failures = regressions(baseline, data["models"], allowance)
         if args.save:
-            save_baseline(data["models"], args.save)
+            save_baseline(baseline_of(data["models"][0]["model"], data["models"]), args.save)
     if args.kernels:
         from bitnet_edge.bench.kernels import bench_kernels
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["print_json", "progress_bar", "size", "table"]
+__all__ = ["counted", "print_json", "progress_bar", "size", "table"]
 
 
 def size(count: float) -> str:
@@ -18,6 +18,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GB"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 thread`` or ``2 threads``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent: str = "  ") -> str:

@@ -298,7 +298,7 @@ def result(**ratios: float) -> dict:
 
 
 def test_the_gate_passes_and_fails_by_the_numbers():
-    base = gate.baseline_of([result(decode=10.0, prefill_128=4.0)])
+    base = gate.baseline_of("m", [result(decode=10.0, prefill_128=4.0)])
     assert gate.regressions(base, [result(decode=10.9, prefill_128=3.0)], 0.1) == []
     (line,) = gate.regressions(base, [result(decode=11.1, prefill_128=4.0)], 0.1)
     assert line == (

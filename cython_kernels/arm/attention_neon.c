@@ -1,128 +1,85 @@
 // SPDX-License-Identifier: MIT
-// One-pass causal attention, see scalar/attention.c for the order of operations.
-//
-// Heads are the inner loop and blocks of keys the outer one: a block's 64 rows of keys and values
-// come from memory once and stay in the first-level cache for all heads that share them. `out`
-// itself holds the running weighted sum between blocks.
-#include "arm/dot_neon.h"
-#include "arm/online_softmax_neon.h"
+// Attention, see scalar/attention_tiles.h for the loops: 16 lanes are four registers. 2 queries
+// times 2 keys (or times 32 columns) are four sums in 16 of the 32 registers; the 16 of 32-bit NEON
+// hold two sums.
+#include "arm/neon.h"
+#include "scalar/kv_rows.h"
 
-enum { BLOCK_KEYS = 64 };
+#define INLINE BE_INLINE
+#define NOINLINE BE_NOINLINE
+#define UNROLL BE_UNROLL
+enum { TILE_QUERIES = 2, TILE_SUMS = BE_ARCH_ARM64 ? 4 : 2 };
 
-// s[j] = dot(q, k_j) * scale for j < n, -inf up to the next multiple of 16.
-BE_INLINE void scores(float *s, const float *q, const void *k, size_t n, size_t head_dim,
-                      float scale, be_float_format format) {
-  size_t j = 0;
-  for (; j + 2 <= n; j += 2) {
-    be_dot_of_2(s + j, be_row_at(k, j, head_dim, format), head_dim, q, format);
-    s[j] *= scale;
-    s[j + 1] *= scale;
-  }
-  if (j < n) {
-    s[j] = be_dot(be_row_at(k, j, head_dim, format), head_dim, q, format) * scale;
-    j++;
-  }
-  for (; j % BE_LANES != 0; j++)
-    s[j] = -INFINITY;
+typedef be_f32x16 v16;
+
+INLINE v16 zero16(void) { return be_splat16(0); }
+INLINE v16 load16(const float *x) { return be_load16(x, 0, BE_FORMAT_F32); }
+INLINE void store16(float *y, v16 v) { be_store16(y, v); }
+INLINE v16 add16(v16 a, v16 b) { return be_add16(a, b); }
+INLINE v16 multiply16(v16 a, v16 b) { return be_multiply16(a, b); }
+INLINE v16 add_products(v16 sum, v16 a, v16 b) { return be_add_products(sum, a, b); }
+INLINE v16 exp16(v16 x) { return be_exp16(x); }
+INLINE float tree(v16 v) { return be_tree(v); }
+
+INLINE v16 splat16(const float *x) {
+  float32x4_t v = vld1q_dup_f32(x);
+  return (v16){v, v, v, v};
 }
 
-// The step of every attention, not inlined: the constants of
-// exp would take registers from the loops around it.
-BE_NOINLINE void softmax_step(be_softmax *state, float *s, size_t n, float *out, size_t head_dim) {
-  be_softmax_step_neon(state, s, n, out, head_dim);
+INLINE v16 subtract16(v16 a, v16 b) {
+  return (v16){vsubq_f32(a.v0, b.v0), vsubq_f32(a.v1, b.v1), vsubq_f32(a.v2, b.v2),
+               vsubq_f32(a.v3, b.v3)};
 }
 
-BE_INLINE float32x4_t add_weighed(float32x4_t o, const void *row, size_t d, float32x4_t p,
-                                  be_float_format format) {
-  return vaddq_f32(o, vmulq_f32(p, be_load4(row, d, format)));
+INLINE v16 greater16(v16 a, v16 m) {
+  return (v16){be_greater4(a.v0, m.v0), be_greater4(a.v1, m.v1), be_greater4(a.v2, m.v2),
+               be_greater4(a.v3, m.v3)};
 }
 
-// out[d] += p_j * v_j[d], j in order, for 32 consecutive d: eight chains of additions.
-BE_INLINE void weigh_32(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                        size_t d, be_float_format format) {
-  float32x4_t o0 = vld1q_f32(out + d), o1 = vld1q_f32(out + d + 4);
-  float32x4_t o2 = vld1q_f32(out + d + 8), o3 = vld1q_f32(out + d + 12);
-  float32x4_t o4 = vld1q_f32(out + d + 16), o5 = vld1q_f32(out + d + 20);
-  float32x4_t o6 = vld1q_f32(out + d + 24), o7 = vld1q_f32(out + d + 28);
-  for (size_t j = 0; j < n; j++) {
-    const void *row = be_row_at(v, j, head_dim, format);
-    float32x4_t w = vld1q_dup_f32(p + j);
-    o0 = add_weighed(o0, row, d, w, format);
-    o1 = add_weighed(o1, row, d + 4, w, format);
-    o2 = add_weighed(o2, row, d + 8, w, format);
-    o3 = add_weighed(o3, row, d + 12, w, format);
-    o4 = add_weighed(o4, row, d + 16, w, format);
-    o5 = add_weighed(o5, row, d + 20, w, format);
-    o6 = add_weighed(o6, row, d + 24, w, format);
-    o7 = add_weighed(o7, row, d + 28, w, format);
-  }
-  vst1q_f32(out + d, o0);
-  vst1q_f32(out + d + 4, o1);
-  vst1q_f32(out + d + 8, o2);
-  vst1q_f32(out + d + 12, o3);
-  vst1q_f32(out + d + 16, o4);
-  vst1q_f32(out + d + 20, o5);
-  vst1q_f32(out + d + 24, o6);
-  vst1q_f32(out + d + 28, o7);
+INLINE float largest(v16 m) {
+  return be_max4(be_greater4(be_greater4(m.v0, m.v1), be_greater4(m.v2, m.v3)));
 }
 
-// The same for `count` <= 16 consecutive d.
-BE_INLINE void weigh_16(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                        size_t d, size_t count, be_float_format format) {
-  be_f32x16 o = count == 16 ? be_load16(out, d, BE_FORMAT_F32)
-                            : be_load16_partial(out, d, count, BE_FORMAT_F32);
-  for (size_t j = 0; j < n; j++) {
-    const void *row = be_row_at(v, j, head_dim, format);
-    be_f32x16 x =
-        count == 16 ? be_load16(row, d, format) : be_load16_partial(row, d, count, format);
-    o = be_add_products(o, be_splat16(p[j]), x);
-  }
-  float sum[BE_LANES];
-  be_store16(sum, o);
-  memcpy(out + d, sum, count * sizeof *out);
+INLINE v16 widen_codes(int8x16_t x) {
+  int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
+  return (v16){
+      vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+      vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
 }
 
-BE_INLINE void weigh(float *out, const float *p, const void *v, size_t n, size_t head_dim,
-                     be_float_format format) {
-  size_t d = 0;
-  for (; d + 32 <= head_dim; d += 32)
-    weigh_32(out, p, v, n, head_dim, d, format);
-  for (; d + 16 <= head_dim; d += 16)
-    weigh_16(out, p, v, n, head_dim, d, 16, format);
-  if (d < head_dim)
-    weigh_16(out, p, v, n, head_dim, d, head_dim - d, format);
+INLINE v16 load_row(be_kv_rows rows, size_t j, size_t d, const be_kv_format format) {
+  const uint8_t *row = rows.data + j * rows.row_bytes;
+  if (format == BE_KV_F32 || format == BE_KV_F16)
+    return be_load16(row, d, format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
+  if (format == BE_KV_I8)
+    return widen_codes(vld1q_s8((const int8_t *)row + d));
+  uint8x16_t codes = vld1q_u8(row + d / BE_KV_GROUP * (BE_KV_GROUP / 2));
+  if (d % BE_KV_GROUP != 0)
+    codes = vshrq_n_u8(codes, 4);
+  else
+    codes = vandq_u8(codes, vdupq_n_u8(15));
+  const uint16_t *scales = (const uint16_t *)(const void *)(rows.scales + j * rows.scale_bytes);
+  float scale = be_bf16_to_f32(scales[d / BE_KV_GROUP]);
+  int8x16_t signed_codes = vsubq_s8(vreinterpretq_s8_u8(codes), vdupq_n_s8(8));
+  return be_multiply16(widen_codes(signed_codes), be_splat16(scale));
 }
 
-BE_INLINE void attend(float *out, const float *q, const void *k, const void *v, size_t n_heads,
-                      size_t n_keys, size_t head_dim, float scale, be_float_format format) {
-  be_softmax states[BE_MAX_HEADS_PER_KV];
-  for (size_t h = 0; h < n_heads; h++)
-    states[h] = (be_softmax){.max = -INFINITY};
-  memset(out, 0, n_heads * head_dim * sizeof *out);
+INLINE v16 load_row_end(be_kv_rows rows, size_t j, size_t d, size_t n, const be_kv_format format) {
+  return be_load16_partial(rows.data + j * rows.row_bytes, d, n,
+                           format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
+}
 
-  for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
-    size_t n = n_keys - j0 < BLOCK_KEYS ? n_keys - j0 : BLOCK_KEYS;
-    for (size_t h = 0; h < n_heads; h++) {
-      float s[BLOCK_KEYS], *o = out + h * head_dim;
-      scores(s, q + h * head_dim, be_row_at(k, j0, head_dim, format), n, head_dim, scale, format);
-      softmax_step(&states[h], s, n, o, head_dim);
-      weigh(o, s, be_row_at(v, j0, head_dim, format), n, head_dim, format);
+INLINE void store_dots(float *s, const v16 *sums, const size_t queries, const size_t keys) {
+  UNROLL for (size_t h = 0; h < queries; h++) {
+    UNROLL for (size_t i = 0; i < keys; i++) {
+      s[h * BE_BLOCK_KEYS + i] = be_tree(sums[h * keys + i]);
     }
   }
-
-  for (size_t h = 0; h < n_heads; h++) {
-    float inverse = 1.0f / be_tree(be_load16(states[h].sum.lane, 0, BE_FORMAT_F32));
-    for (size_t d = 0; d < head_dim; d++)
-      out[h * head_dim + d] *= inverse;
-  }
 }
 
-void attention_f32_neon(float *out, const float *q, const float *k, const float *v, size_t n_heads,
-                        size_t n_keys, size_t head_dim, float scale) {
-  attend(out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F32);
-}
+#include "scalar/attention_tiles.h"
 
-void attention_f16_neon(float *out, const float *q, const uint16_t *k, const uint16_t *v,
-                        size_t n_heads, size_t n_keys, size_t head_dim, float scale) {
-  attend(out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F16);
-}
+void attention_f32_neon(const be_attention *a) { attend(a, &loops_F32); }
+void attention_f16_neon(const be_attention *a) { attend(a, &loops_F16); }
+void attention_i8_neon(const be_attention *a) { attend(a, &loops_I8); }
+void attention_i4_neon(const be_attention *a) { attend(a, &loops_I4); }

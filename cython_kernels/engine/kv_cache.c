@@ -43,21 +43,27 @@ void be_kv_append(const be_kernels *kernels, uint32_t dtype, const be_kv_layout 
   }
 }
 
-void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout, float *out,
-                  const float *q, const uint8_t *k_head, const uint8_t *v_head, size_t n_heads,
-                  size_t n_keys, size_t head_dim, float scale) {
-  const uint8_t *k_scales = k_head + layout->scales_at, *v_scales = v_head + layout->scales_at;
+be_kv_segment be_kv_segment_of(const be_kv_layout *layout, const uint8_t *k_head,
+                               const uint8_t *v_head, size_t row, size_t first, size_t end,
+                               const float *q) {
+  uint64_t at = row * layout->row_bytes, scales = layout->scales_at + row * layout->scale_bytes;
+  return (be_kv_segment){.k = k_head + at,
+                         .v = v_head + at,
+                         .k_scales = k_head + scales,
+                         .v_scales = v_head + scales,
+                         .first = first,
+                         .end = end,
+                         .window = SIZE_MAX,
+                         .q = q};
+}
+
+void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_attention *a) {
   if (dtype == BE_F32)
-    kernels->attention_f32(out, q, (const float *)k_head, (const float *)v_head, n_heads, n_keys,
-                           head_dim, scale);
+    kernels->attention_f32(a);
   else if (dtype == BE_F16)
-    kernels->attention_f16(out, q, (const uint16_t *)k_head, (const uint16_t *)v_head, n_heads,
-                           n_keys, head_dim, scale);
+    kernels->attention_f16(a);
   else if (dtype == BE_I8)
-    kernels->attention_i8(out, q, (const int8_t *)k_head, (const float *)k_scales,
-                          (const int8_t *)v_head, (const float *)v_scales, n_heads, n_keys,
-                          head_dim, scale);
+    kernels->attention_i8(a);
   else
-    kernels->attention_i4(out, q, k_head, (const uint16_t *)k_scales, v_head,
-                          (const uint16_t *)v_scales, n_heads, n_keys, head_dim, scale);
+    kernels->attention_i4(a);
 }

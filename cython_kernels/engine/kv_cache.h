@@ -30,9 +30,13 @@ be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positio
 void be_kv_append(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout,
                   uint8_t *head, size_t row, const float *x, size_t head_dim);
 
-// One position of the query heads that share a key/value head, over its first n_keys rows.
-void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout, float *out,
-                  const float *q, const uint8_t *k_head, const uint8_t *v_head, size_t n_heads,
-                  size_t n_keys, size_t head_dim, float scale);
+// Rows row .. row + (end - first) - 1 of one head, which hold the positions first .. end - 1, for
+// the queries q; all of them seen by later tokens (attention.h).
+be_kv_segment be_kv_segment_of(const be_kv_layout *layout, const uint8_t *k_head,
+                               const uint8_t *v_head, size_t row, size_t first, size_t end,
+                               const float *q);
+
+// Some tokens of the query heads that share a key/value head, over segments of its cache.
+void be_kv_attend(const be_kernels *kernels, uint32_t dtype, const be_attention *a);
 
 #endif

@@ -26,7 +26,8 @@ enum {
   HEAD_ITEM_BYTES = 128 * 1024,
   SCREEN_ROWS = 512, // rows of a screened head in one item: as many streams as it keeps
   GEMM_PANELS = 4,   // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
-  GEMM_TOKENS = 64
+  GEMM_TOKENS = 64,
+  ATTENTION_QUERIES = 32 // of one item, at most, if that is one token
 };
 
 // Row t of operand i: arena and inputs are indexed by token, outputs by output row.
@@ -204,19 +205,36 @@ static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) 
   }
 }
 
-static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
-  size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
-  const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
-  size_t t = instruction_rows(p, in).begin + item / kv_heads, kv_head = item % kv_heads;
-  size_t group = heads / kv_heads, n_keys = p->position + t + 1;
-  size_t at = (t * heads + kv_head * group) * head_dim;
-  size_t cache_at = kv_head * layout.head_bytes;
-  be_kv_attend(p->kernels, in->dim[3], &layout, WRITE(float, 0, heads *head_dim) + at,
-               READ(float, 1) + at, READ(uint8_t, 2) + cache_at, READ(uint8_t, 3) + cache_at, group,
-               n_keys, head_dim, in->scalar[0]);
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+// Tokens of one item: their queries share each row of the cache.
+static size_t attention_item_tokens(const be_instruction *in) {
+  size_t group = in->dim[0] / in->dim[1];
+  return group < ATTENTION_QUERIES ? ATTENTION_QUERIES / group : 1;
 }
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
+  size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
+  rows r = instruction_rows(p, in);
+  size_t tokens = attention_item_tokens(in), kv_head = item % kv_heads, group = heads / kv_heads;
+  size_t t = r.begin + item / kv_heads * tokens, position = p->position + t;
+  const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
+  size_t at = (t * heads + kv_head * group) * head_dim, cache_at = kv_head * layout.head_bytes;
+  tokens = min_size(tokens, r.end - t);
+  const be_kv_segment all =
+      be_kv_segment_of(&layout, READ(uint8_t, 2) + cache_at, READ(uint8_t, 3) + cache_at, 0, 0,
+                       position + tokens, READ(float, 1) + at);
+  const be_attention a = {.out = WRITE(float, 0, heads *head_dim) + at,
+                          .stride = heads * head_dim,
+                          .n_tokens = tokens,
+                          .n_heads = group,
+                          .head_dim = head_dim,
+                          .position = position,
+                          .scale = in->scalar[0],
+                          .segments = &all,
+                          .n_segments = 1};
+  be_kv_attend(p->kernels, in->dim[3], &a);
+}
 
 static size_t ternary_panels(const be_instruction *in) {
   return (in->dim[0] + BE_PANEL_ROWS - 1) / BE_PANEL_ROWS;
@@ -462,7 +480,7 @@ size_t be_item_count(const be_pass *p, const be_instruction *in) {
     return (in->dim[0] + rows_of_item - 1) / rows_of_item;
   }
   case BE_OP_attention:
-    return tokens * in->dim[1];
+    return (tokens + attention_item_tokens(in) - 1) / attention_item_tokens(in) * in->dim[1];
   default:
     return tokens;
   }

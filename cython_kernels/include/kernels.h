@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention.h"
 #include "head_layout.h"
 #include "status.h"
 

@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: MIT
-// The online softmax step that every attention takes after a block of 64 scores, in the order that
-// scalar/attention.c states.
+// The online softmax's step after a block of scores, in the order that scalar/attention.c states.
 #ifndef BITNET_EDGE_SCALAR_ONLINE_SOFTMAX_H
 #define BITNET_EDGE_SCALAR_ONLINE_SOFTMAX_H
 
+#include "attention.h"
 #include "scalar/exp.h"
 #include "scalar/lanes.h"
-
-enum { BE_BLOCK_KEYS = 64 };
 
 typedef struct be_softmax {
   float max; // begins as -inf
   be_lanes sum;
 } be_softmax;
 
-// Turns scores into weights and moves the head, its running output included, to the new maximum.
-static inline void be_softmax_step(be_softmax *state, float *s, size_t n, float *out,
-                                   size_t head_dim) {
+// Turns the scores of a block's keys into weights and moves the head, its running output included,
+// to the new maximum.
+static inline void be_softmax_step(be_softmax *state, float s[BE_BLOCK_KEYS], be_keys keys,
+                                   float *out, size_t head_dim) {
   float b = state->max;
-  for (size_t j = 0; j < n; j++)
+  for (size_t j = keys.low; j < keys.high; j++)
     b = s[j] > b ? s[j] : b;
   if (b > state->max) {
     float c = be_exp(state->max - b);
@@ -28,7 +27,7 @@ static inline void be_softmax_step(be_softmax *state, float *s, size_t n, float 
       out[d] *= c;
     state->max = b;
   }
-  for (size_t j = 0; j < n; j++) {
+  for (size_t j = keys.low; j < keys.high; j++) {
     s[j] = be_exp(s[j] - state->max);
     state->sum.lane[j % BE_LANES] += s[j];
   }

@@ -1,224 +1,96 @@
 // SPDX-License-Identifier: MIT
-// One-pass causal attention, see scalar/attention.c for the order of operations.
-//
-// Blocks of keys are the outer loop, heads the inner one, in tiles of 2 or 1: a tile shares the
-// loads (and conversions) of a row of keys or values. `out` itself holds the running weighted sum
-// between blocks.
-//
-//   scores: heads x keys sums of two registers (16 lanes)      2x2, 1x4
-//   values: heads x registers of 8 consecutive d               2x4, 1x8
-//
-// Arrays of sums have constant indices after unrolling: they are registers.
-#include <stdbool.h>
+// Attention, see scalar/attention_tiles.h for the loops: 16 lanes are two registers, and 2 queries
+// times 2 keys (or times 32 columns) are four sums in eight of the 16 registers.
+#include <math.h>
 
+#include "scalar/kv_rows.h"
 #include "x86/avx2.h"
-#include "x86/online_softmax_avx2.h"
 
-enum { BLOCK_KEYS = 64, MAX_TILE = 2 };
+#define INLINE BE_AVX2_INLINE
+#define NOINLINE BE_AVX2_NOINLINE
+#define UNROLL BE_UNROLL
+enum { TILE_QUERIES = 2, TILE_SUMS = 4 };
 
-// Everything that stays the same through one call.
-typedef struct problem {
-  const float *q;
-  float *out;
-  size_t head_dim;
-  float scale;
-  be_float_format format;
-} problem;
+typedef be_m256x2 v16;
 
-BE_AVX2_INLINE const void *row_at(const problem *p, const void *cache, size_t row) {
-  return (const uint8_t *)cache + row * p->head_dim * be_float_bytes(p->format);
+INLINE v16 zero16(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+INLINE v16 load16(const float *x) { return be_load16(x, 0, BE_FORMAT_F32); }
+INLINE v16 add_products(v16 sum, v16 a, v16 b) { return be_add_products(sum, a, b); }
+INLINE v16 exp16(v16 x) { return (v16){be_exp8(x.low), be_exp8(x.high)}; }
+INLINE float tree(v16 v) { return be_tree(v); }
+
+INLINE v16 splat16(const float *x) {
+  __m256 v = _mm256_broadcast_ss(x);
+  return (v16){v, v};
 }
 
-// Asks for elements d .. d + n - 1 of the same row of the next block, once for all heads.
-// Worth 1.5x from DRAM.
-BE_AVX2_INLINE void prefetch_next(const problem *p, size_t head, const void *row, size_t d,
-                                  size_t n) {
-  if (head != 0)
+INLINE void store16(float *y, v16 v) {
+  _mm256_storeu_ps(y, v.low);
+  _mm256_storeu_ps(y + 8, v.high);
+}
+
+INLINE v16 add16(v16 a, v16 b) {
+  return (v16){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+INLINE v16 subtract16(v16 a, v16 b) {
+  return (v16){_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+
+INLINE v16 multiply16(v16 a, v16 b) {
+  return (v16){_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+
+INLINE v16 greater16(v16 a, v16 m) { // m where a is a NaN
+  return (v16){_mm256_max_ps(a.low, m.low), _mm256_max_ps(a.high, m.high)};
+}
+
+INLINE float largest(v16 m) {
+  __m256 m8 = _mm256_max_ps(m.low, m.high);
+  __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  m4 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m4, _mm_movehdup_ps(m4)));
+}
+
+INLINE v16 load_row(be_kv_rows rows, size_t j, size_t d, const be_kv_format format) {
+  const uint8_t *row = rows.data + j * rows.row_bytes;
+  if (format == BE_KV_F32 || format == BE_KV_F16)
+    return be_load16(row, d, format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
+  if (format == BE_KV_I8) {
+    __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d)));
+    __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d + 8)));
+    return (v16){_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
+  }
+  __m128i codes = _mm_loadu_si128((const __m128i *)(row + d / BE_KV_GROUP * (BE_KV_GROUP / 2)));
+  if (d % BE_KV_GROUP != 0)
+    codes = _mm_srli_epi16(codes, 4);
+  codes = _mm_sub_epi8(_mm_and_si128(codes, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+  const uint16_t *scales = (const uint16_t *)(const void *)(rows.scales + j * rows.scale_bytes);
+  uint32_t scale = scales[d / BE_KV_GROUP];
+  __m256 s = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)(scale << 16)));
+  __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+  __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8)));
+  return (v16){_mm256_mul_ps(low, s), _mm256_mul_ps(high, s)};
+}
+
+INLINE v16 load_row_end(be_kv_rows rows, size_t j, size_t d, size_t n, const be_kv_format format) {
+  return be_load16_partial(rows.data + j * rows.row_bytes, d, n,
+                           format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
+}
+
+INLINE void store_dots(float *s, const v16 *sums, const size_t queries, const size_t keys) {
+  if (queries * keys < 4) {
+    UNROLL for (size_t h = 0; h < queries; h++) { s[h * BE_BLOCK_KEYS] = be_tree(sums[h]); }
     return;
-  const char *next = (const char *)row_at(p, row, BLOCK_KEYS);
-  for (size_t i = 0; i < n * be_float_bytes(p->format); i += 64)
-    _mm_prefetch(next + d * be_float_bytes(p->format) + i, _MM_HINT_T1);
-}
-
-// 16 elements of a row of head_dim from d on; `ragged`, a constant: fewer, and zeros behind them.
-BE_AVX2_INLINE be_m256x2 load(const problem *p, const void *row, size_t d, const bool ragged,
-                              be_float_format format) {
-  return ragged ? be_load16_partial(row, d, p->head_dim - d, format) : be_load16(row, d, format);
-}
-
-BE_AVX2_INLINE void add_products(be_m256x2 *sums, const problem *p, size_t head, const size_t heads,
-                                 const void *k, const size_t keys, size_t d, const bool ragged) {
-  be_m256x2 q[MAX_TILE];
-  BE_UNROLL for (size_t h = 0; h < heads; h++) {
-    q[h] = load(p, p->q + (head + h) * p->head_dim, d, ragged, BE_FORMAT_F32);
   }
-  BE_UNROLL for (size_t i = 0; i < keys; i++) {
-    const void *row = row_at(p, k, i);
-    prefetch_next(p, head, row, d, 16);
-    be_m256x2 key = load(p, row, d, ragged, p->format);
-    BE_UNROLL for (size_t h = 0; h < heads; h++) {
-      sums[h * keys + i] = be_add_products(sums[h * keys + i], q[h], key);
-    }
-  }
+  __m128 dots = be_tree_of_4(sums[0], sums[1], sums[2], sums[3]);
+  _mm_storel_pi((__m64 *)s, dots);
+  _mm_storeh_pi((__m64 *)(s + (queries == 1 ? 2 : BE_BLOCK_KEYS)), dots);
 }
 
-// s[h][j] = dot(q_h, k_j) * scale for `keys` (1, 2 or 4) consecutive keys and a tile of heads.
-BE_AVX2_INLINE void score(float (*s)[BLOCK_KEYS], const problem *p, size_t head, const size_t heads,
-                          const void *k, size_t j, const size_t keys) {
-  be_m256x2 sums[4];
-  const be_m256x2 zero = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  BE_UNROLL for (size_t i = 0; i < heads * keys; i++) { sums[i] = zero; }
-  const void *row = row_at(p, k, j);
-  size_t d = 0;
-  for (; d + 16 <= p->head_dim; d += 16)
-    add_products(sums, p, head, heads, row, keys, d, false);
-  if (d < p->head_dim)
-    add_products(sums, p, head, heads, row, keys, d, true);
-  if (heads * keys == 4) {
-    _Alignas(16) float dots[4];
-    __m128 trees = be_tree_of_4(sums[0], sums[1], sums[2], sums[3]);
-    _mm_store_ps(dots, _mm_mul_ps(trees, _mm_set1_ps(p->scale)));
-    for (size_t h = 0; h < heads; h++)
-      memcpy(s[h] + j, dots + h * keys, keys * sizeof *dots);
-  } else {
-    for (size_t i = 0; i < heads * keys; i++)
-      s[i / keys][j + i % keys] = be_tree(sums[i]) * p->scale;
-  }
-}
+#include "scalar/attention_tiles.h"
 
-// Scores of n keys, -inf up to the next multiple of 16.
-BE_AVX2_INLINE void score_block(float (*s)[BLOCK_KEYS], const problem *p, size_t head,
-                                const size_t heads, const void *k, size_t n) {
-  const size_t keys = 4 / heads;
-  size_t j = 0;
-  for (; j + (size_t)keys <= n; j += (size_t)keys)
-    score(s, p, head, heads, k, j, keys);
-  for (; j < n; j++)
-    score(s, p, head, heads, k, j, 1);
-  for (; j % BE_LANES != 0; j++)
-    for (size_t h = 0; h < heads; h++)
-      s[h][j] = -INFINITY;
-}
-
-// The step of every attention, not inlined: the constants of
-// exp would take registers from the loops around it.
-BE_AVX2_NOINLINE void softmax_step(be_softmax *state, float *s, size_t n, float *out,
-                                   size_t head_dim) {
-  be_softmax_step_avx2(state, s, n, out, head_dim);
-}
-
-// out[h][d] += p_hj * v_j[d], j in order, for `registers` times 8 consecutive d.
-BE_AVX2_INLINE void weigh(const problem *p, size_t head, const size_t heads,
-                          float (*weight)[BLOCK_KEYS], const void *v, size_t n, size_t d,
-                          const size_t registers) {
-  __m256 sums[8];
-  BE_UNROLL for (size_t i = 0; i < heads * registers; i++) {
-    sums[i] =
-        _mm256_loadu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8);
-  }
-  for (size_t j = 0; j < n; j++) {
-    const void *row = row_at(p, v, j);
-    prefetch_next(p, head, row, d, 8 * (size_t)registers);
-    BE_UNROLL for (size_t i = 0; i < registers; i++) {
-      __m256 value = be_load8(row, d + 8 * i, p->format);
-      BE_UNROLL for (size_t h = 0; h < heads; h++) {
-        __m256 product = _mm256_mul_ps(_mm256_broadcast_ss(&weight[h][j]), value);
-        sums[h * registers + i] = _mm256_add_ps(sums[h * registers + i], product);
-      }
-    }
-  }
-  BE_UNROLL for (size_t i = 0; i < heads * registers; i++) {
-    _mm256_storeu_ps(p->out + (head + i / registers) * p->head_dim + d + i % registers * 8,
-                     sums[i]);
-  }
-}
-
-// The last d, fewer than 8.
-BE_AVX2_INLINE void weigh_rest(const problem *p, size_t head, const float *weight, const void *v,
-                               size_t n, size_t d) {
-  size_t count = p->head_dim - d;
-  float *out = p->out + head * p->head_dim + d, sum[BE_LANES];
-  __m256 o = be_load16_partial(out, 0, count, BE_FORMAT_F32).low;
-  for (size_t j = 0; j < n; j++) {
-    __m256 value = be_load16_partial(row_at(p, v, j), d, count, p->format).low;
-    o = _mm256_add_ps(o, _mm256_mul_ps(_mm256_broadcast_ss(weight + j), value));
-  }
-  _mm256_storeu_ps(sum, o);
-  memcpy(out, sum, count * sizeof *out);
-}
-
-BE_AVX2_INLINE void weigh_block(const problem *p, size_t head, const size_t heads,
-                                float (*weight)[BLOCK_KEYS], const void *v, size_t n) {
-  const size_t registers = 8 / heads;
-  size_t d = 0, step = 8 * (size_t)registers;
-  for (; d + step <= p->head_dim; d += step)
-    weigh(p, head, heads, weight, v, n, d, registers);
-  for (; d + 16 <= p->head_dim; d += 16)
-    weigh(p, head, heads, weight, v, n, d, 2);
-  for (; d + 8 <= p->head_dim; d += 8)
-    weigh(p, head, heads, weight, v, n, d, 1);
-  for (size_t h = 0; d < p->head_dim && h < heads; h++)
-    weigh_rest(p, head + h, weight[h], v, n, d);
-}
-
-// One tile of heads over one block of keys.
-BE_AVX2_INLINE void attend_tile(problem p, be_float_format format, be_softmax *states, size_t head,
-                                const size_t heads, const void *k, const void *v, size_t n) {
-  p.format = format; // again, as a constant
-  _Alignas(32) float s[MAX_TILE][BLOCK_KEYS];
-  score_block(s, &p, head, heads, k, n);
-  for (size_t h = 0; h < heads; h++)
-    softmax_step(&states[head + h], s[h], n, p.out + (head + h) * p.head_dim, p.head_dim);
-  weigh_block(&p, head, heads, s, v, n);
-}
-
-// One function per tile and format: alone, each gets all registers.
-typedef void tile(const problem *p, be_softmax *states, size_t head, const void *k, const void *v,
-                  size_t n);
-#define DEFINE_TILE(heads, format)                                                                 \
-  BE_AVX2_NOINLINE void attend_##heads##_##format(                                                 \
-      const problem *p, be_softmax *states, size_t head, const void *k, const void *v, size_t n) { \
-    attend_tile(*p, BE_FORMAT_##format, states, head, heads, k, v, n);                             \
-  }
-DEFINE_TILE(2, F32)
-DEFINE_TILE(1, F32)
-DEFINE_TILE(2, F16)
-DEFINE_TILE(1, F16)
-
-// tiles[n]: the tile of n heads.
-BE_AVX2 static void attend(tile *const *tiles, float *out, const float *q, const void *k,
-                           const void *v, size_t n_heads, size_t n_keys, size_t head_dim,
-                           float scale, be_float_format format) {
-  const problem p = {q, out, head_dim, scale, format};
-  be_softmax states[BE_MAX_HEADS_PER_KV];
-  for (size_t h = 0; h < n_heads; h++)
-    states[h] = (be_softmax){.max = -INFINITY};
-  memset(out, 0, n_heads * head_dim * sizeof *out);
-
-  for (size_t j0 = 0; j0 < n_keys; j0 += BLOCK_KEYS) {
-    size_t n = n_keys - j0 < BLOCK_KEYS ? n_keys - j0 : BLOCK_KEYS, h = 0;
-    const void *keys = row_at(&p, k, j0), *values = row_at(&p, v, j0);
-    for (; h + 2 <= n_heads; h += 2)
-      tiles[2](&p, states, h, keys, values, n);
-    if (h < n_heads)
-      tiles[1](&p, states, h, keys, values, n);
-  }
-
-  for (size_t h = 0; h < n_heads; h++) {
-    float inverse = 1.0f / be_tree(be_load16(states[h].sum.lane, 0, BE_FORMAT_F32));
-    for (size_t d = 0; d < head_dim; d++)
-      out[h * head_dim + d] *= inverse;
-  }
-}
-
-BE_AVX2 void attention_f32_avx2(float *out, const float *q, const float *k, const float *v,
-                                size_t n_heads, size_t n_keys, size_t head_dim, float scale) {
-  static tile *const tiles[] = {0, attend_1_F32, attend_2_F32};
-  attend(tiles, out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F32);
-}
-
-BE_AVX2 void attention_f16_avx2(float *out, const float *q, const uint16_t *k, const uint16_t *v,
-                                size_t n_heads, size_t n_keys, size_t head_dim, float scale) {
-  static tile *const tiles[] = {0, attend_1_F16, attend_2_F16};
-  attend(tiles, out, q, k, v, n_heads, n_keys, head_dim, scale, BE_FORMAT_F16);
-}
+BE_AVX2 void attention_f32_avx2(const be_attention *a) { attend(a, &loops_F32); }
+BE_AVX2 void attention_f16_avx2(const be_attention *a) { attend(a, &loops_F16); }
+BE_AVX2 void attention_i8_avx2(const be_attention *a) { attend(a, &loops_I8); }
+BE_AVX2 void attention_i4_avx2(const be_attention *a) { attend(a, &loops_I4); }

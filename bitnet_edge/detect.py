@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_edge import _engine
-from bitnet_edge.bench.measure import median, read_buffer, read_gbps
+from bitnet_edge.bench.measure import read_buffer, read_gbps
 from bitnet_edge.errors import ArgumentError
 from bitnet_edge.profiles import CoreCluster, OperatingSystem, Profile
 
@@ -124,6 +124,7 @@ def detect(name: str = "this-machine", directory: str | Path | None = None) -> D
         cores=cores,
         memory_bandwidth_gbps=everyone,
         memory_bandwidth_one_core_gbps=one,
+        cache_mb=_cache_mb(),
         ram_mb=ram,
         private_mb=50.0,
         storage_read_mbps=storage,
@@ -140,6 +141,7 @@ def detect(name: str = "this-machine", directory: str | Path | None = None) -> D
             "cores": cores_source,
             "memory_bandwidth_gbps": f"measured here: {megabytes} MB read by {threads} threads",
             "memory_bandwidth_one_core_gbps": f"measured here: {megabytes} MB read by one",
+            "cache_mb": "the largest in /sys/devices/system/cpu/cpu0/cache",
             "ram_mb": ram_source,
             "private_mb": "project limit",
             "storage_read_mbps": storage_source,
@@ -231,13 +233,21 @@ def _measured_ghz() -> float:
 
 
 def _bandwidths(threads: int) -> tuple[float, float, int]:
-    """Return GB/s read by all threads and by one, medians of alternating rounds, and MB read."""
+    """Return GB/s read by all threads and by one, the best of several rounds, and MB read."""
     buffer = read_buffer()
-    rounds = [(read_gbps(buffer, threads), read_gbps(buffer, 1)) for _ in range(7)]
+    rounds = [(read_gbps(buffer, threads), read_gbps(buffer, 1)) for _ in range(9)]
     megabytes = len(buffer) >> 20
     buffer.close()
-    one = median(r[1] for r in rounds)
-    return round(max(one, median(r[0] for r in rounds)), 1), round(one, 1), megabytes
+    everyone, one = (max(speeds) for speeds in zip(*rounds, strict=True))
+    return round(max(everyone, one), 1), round(one, 1), megabytes
+
+
+def _cache_mb() -> float | None:
+    """Return the size of the first CPU's largest cache."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    sizes = [_text(folder / f"index{index}/size") for index in range(8)]
+    largest = max((int(size[:-1]) for size in sizes if re.fullmatch(r"\d+K", size)), default=0)
+    return largest / 1024 if largest >= 16 else None
 
 
 def _ram_mb() -> tuple[int, str]:

@@ -24,6 +24,7 @@ from bitnet_edge.head_packing import QUANTISED, STORED
 from bitnet_edge.lowering import Lowered, Operand
 from bitnet_edge.plan_memory import BudgetReport, Footprint, WeightSlot
 from bitnet_edge.profiles import Profile
+from bitnet_edge.roofline import Speed, predict
 
 __all__ = ["KV_DTYPES", "Choices", "Plan", "Planner", "make_plan"]
 
@@ -87,6 +88,10 @@ class Plan(Choices):
     arena_bytes, state_bytes : int
     weights : tuple of WeightSlot
     budget : BudgetReport
+    package_bytes : int
+        Of the file, but for its header and the gaps between sections.
+    speed : Speed
+        Predicted from the profile.
     """
 
     profile: str
@@ -97,6 +102,8 @@ class Plan(Choices):
     state_bytes: int
     weights: tuple[WeightSlot, ...]
     budget: BudgetReport
+    package_bytes: int
+    speed: Speed
 
     def offset(self, operand: Operand) -> int:
         """Return the byte offset of an operand inside its region (0 for ports)."""
@@ -242,6 +249,16 @@ class Planner:
             weights=footprint.weights,
             budget=BudgetReport(
                 self._classes(choices), footprint.weights_bytes, self.profile.private_bytes
+            ),
+            package_bytes=footprint.package_bytes,
+            speed=predict(
+                footprint.lowered,
+                footprint.weights,
+                self.profile,
+                context=choices.context,
+                prefill_chunk=choices.prefill_chunk,
+                threads=choices.threads,
+                state_bytes=state_bytes,
             ),
         )
 

@@ -89,6 +89,8 @@ class Profile:
         Effective read bandwidth of all cores together in 10^9 bytes/s.
     memory_bandwidth_one_core_gbps : float or None
         The same of one core, the fastest; None where it is not known.
+    cache_mb : float or None
+        Last-level cache that one process may fill in MB; None where it is not known.
     ram_mb : int
         Memory of the device in MB.
     private_mb : float
@@ -114,6 +116,7 @@ class Profile:
     cores: tuple[CoreCluster, ...]
     memory_bandwidth_gbps: float
     memory_bandwidth_one_core_gbps: float | None = None
+    cache_mb: float | None = None
     ram_mb: int
     private_mb: float
     resident_mb: float | None = None

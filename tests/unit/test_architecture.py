@@ -23,6 +23,7 @@ ORDER = [
     ["head_screen"],
     ["reference"],
     ["plan_memory"],
+    ["roofline"],
     ["planner"],
     ["program"],
     ["writer"],

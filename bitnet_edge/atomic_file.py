@@ -7,6 +7,7 @@ destination is untouched.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,11 +24,16 @@ __all__ = ["replacing", "write_text"]
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write to a temporary file beside ``path``; on success sync and rename it, else remove it.
 
+    A symbolic link stays one: what it leads to is replaced. (``/dev/stdout`` is one.)
+
     Raises
     ------
     ExportError
         When the file cannot be written.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ExportError(f"[export] cannot write {path}: it is no regular file")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
@@ -48,7 +54,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a whole file of UTF-8 text; into what is no regular file, a terminal say, directly.
+    """Write a whole file of UTF-8 text.
+
+    What is no regular file, a device or a pipe, and what a symbolic link leads to (``/dev/stdout``
+    is one) is written into where it is: there, a rename would replace the device or the link.
 
     Raises
     ------
@@ -56,7 +65,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         When the file cannot be written.
     """
     destination = Path(path)
-    if destination.exists() and not destination.is_file() and not destination.is_dir():
+    if destination.is_dir():
+        raise ExportError(f"[export] cannot write {destination}: {os.strerror(errno.EISDIR)}")
+    if destination.is_symlink() or (destination.exists() and not destination.is_file()):
         try:
             destination.write_text(text, encoding="utf-8")
         except OSError as error:

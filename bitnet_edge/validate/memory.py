@@ -71,9 +71,12 @@ def measure_memory(
         ) from None
     except DeviceUnsupported as error:
         raise CheckFailed(f"cannot be measured here: {error}") from None
-    if run.returncode != 0:
+    try:
+        measured = json.loads(run.stdout) if run.returncode == 0 else None
+    except ValueError:
+        measured = None
+    if measured is None:
         raise CheckFailed(_end(run))
-    measured = json.loads(run.stdout.splitlines()[-1])
     most = max(stage["private"] for stage in measured["stages"])
     if most == 0:
         raise CheckFailed("cannot be measured here: this system has no /proc/self/smaps_rollup")

@@ -30,7 +30,8 @@ ORDER = [
     ["api"],
 ]
 DEVICE = {"runtime", "generation", "tokenizer", "container", "memory"}
-HEAVY = {"numpy": "_numpy.py", "yaml": "profiles.py"}  # imported in exactly one file each
+# each is imported in exactly one file
+HEAVY = {"numpy": "_numpy.py", "yaml": "profiles.py", "pytest": "pytest_plugin.py"}
 
 
 def imports(path: Path, *, typing: bool = False) -> set[str]:

@@ -169,6 +169,16 @@ def test_the_umask_is_respected(tmp_path):
     assert (tmp_path / "m.bte").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link.bte").symlink_to(tmp_path / "m.bte")
+    bitnet_edge.export(mlp(), out=tmp_path / "link.bte")
+    assert (tmp_path / "link.bte").is_symlink()
+    assert (tmp_path / "m.bte").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ExportError, match="cannot write .*pipe: it is no regular file"):
+        bitnet_edge.export(mlp(), out=tmp_path / "pipe", force=True)
+
+
 def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
     def refused(*arguments: object) -> int:
         raise PermissionError

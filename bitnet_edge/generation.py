@@ -241,7 +241,7 @@ class Generation:
         return token
 
     def _prefill(self, n_recent: int) -> None:
-        """Run the prompt; one engine call per chunk, so that Ctrl-C is heard between them."""
+        """Run the prompt, a chunk a call."""
         for position, chunk in self._model.chunks(self._ids):
             session = self._model.session_for(self._turn)
             last = position + len(chunk) == len(self._ids)

@@ -25,6 +25,7 @@ from bitnet_edge import errors
 cdef extern from "status.h":
     ctypedef int be_status
     be_status BE_OK
+    be_status BE_ERR_INTERRUPTED
     const char *be_status_text(be_status status)
 
 
@@ -97,6 +98,8 @@ cdef extern from "bitnet_edge.h":
     be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                              uint32_t output_rows, const void *const *inputs,
                              void *const *outputs, be_error *error) nogil
+    be_status be_session_poll(be_session *session, bint (*poll)(void *) noexcept nogil,
+                              void *context) nogil
     be_status be_session_screen(be_session *session, uint32_t best, float margin) nogil
     void be_session_screened(const be_session *session, uint64_t *rows,
                              uint64_t *rescored) nogil
@@ -302,6 +305,9 @@ cdef class Program:
         return (port.dtype, port.width)
 
 
+include "signals.pxi"
+
+
 cdef uint64_t row_bytes(const be_port *port):
     return <uint64_t>port.width * (2 if port.dtype in (1, 2) else 4)
 
@@ -324,6 +330,7 @@ cdef class Session:
     cdef uint32_t best  # of the logits: be_session_screen
     cdef float margin
     cdef bint busy  # a call is running without the GIL
+    cdef object interruption  # what a signal handler raised during the run
 
     def __cinit__(self, Program program not None, uint32_t threads=1):
         self.program = program
@@ -332,6 +339,7 @@ cdef class Session:
         cdef const be_program_header *header = be_program_info(program.program)
         cdef const be_port *port = be_program_port(program.program, header.input_count)
         self.logits_width = port.width
+        be_session_poll(self.session, hear_signals, <void *>self)
         self.logits_row = <float *>calloc(port.width, sizeof(float))
         if self.logits_row == NULL:
             raise MemoryError(f"[engine] {port.width} logits")
@@ -424,7 +432,7 @@ cdef class Session:
         finally:
             for i in range(held):
                 PyBuffer_Release(&views[i])
-        raise_error(status, &error)
+        self._raise(status, &error)
 
     def step(self, int32_t token, uint32_t position, Sampler sampler=None, size_t n_recent=0):
         """Run one token through a token model; its logits stay in `logits`.
@@ -451,7 +459,7 @@ cdef class Session:
             status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
         self._count(sampler)
         self.busy = False
-        raise_error(status, &error)
+        self._raise(status, &error)
 
     def prefill(self, ids, uint32_t position, bint last=True, Sampler sampler=None,
                 size_t n_recent=0):
@@ -478,7 +486,7 @@ cdef class Session:
             PyBuffer_Release(&view)
         finally:
             self.busy = False
-        raise_error(status, &error)
+        self._raise(status, &error)
 
     cdef void _screen(self, Sampler sampler, size_t n_recent) noexcept:
         """Compute the logits the sampler needs in the next run, or all."""
@@ -518,6 +526,24 @@ cdef class Session:
             raise errors.ArgumentError("[engine] this session is in use by another call")
         self.busy = True
         return 0
+
+    cdef int _raise(self, be_status status, const be_error *error) except -1:
+        """Raise what ended a run: the engine's error, or a signal handler's."""
+        if status == BE_ERR_INTERRUPTED:
+            interruption, self.interruption = self.interruption, None
+            raise interruption
+        return raise_error(status, error)
+
+    cdef bint _hear_signals(self) noexcept:
+        cdef long process = be_process_id()
+        try:
+            PyErr_CheckSignals()
+            if be_process_id() != process:
+                raise RuntimeError("[engine] a signal handler forked: this run is the parent's")
+        except BaseException as interruption:
+            self.interruption = interruption
+            return False
+        return True
 
     cdef int _require_token_model(self) except -1:
         cdef const be_program_header *header = be_program_info(self.program.program)

@@ -21,6 +21,7 @@ def write_geometry(
     positions: int,
     kv_dtype: str | None = None,
     head_dtype: str | None = None,
+    prefill_chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Write a synthetic model with room for ``positions`` tokens and return its path.
@@ -39,6 +40,7 @@ def write_geometry(
         context=min(positions, GEOMETRIES[name].context_length),
         kv_dtype=kv_dtype,
         head_dtype=head_dtype,
+        prefill_chunk=prefill_chunk,
         progress=progress,
     )
     return str(result.path)

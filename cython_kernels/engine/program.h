@@ -48,6 +48,7 @@ struct be_program {
   // them. Derived here, never promised by a file. phase_begin has phase_count + 1 entries.
   uint32_t *phase_begin;
   uint32_t phase_count;
+  uint64_t token_bytes;         // that a run of one token touches at most: how long it may take
   uint32_t vocab[BE_MAX_PORTS]; // ids of input i must be below this; 0: not token ids
 };
 

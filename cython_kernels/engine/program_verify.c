@@ -262,6 +262,7 @@ static be_status verify_instruction(verifier *v, uint32_t index) {
       continue;
     }
     status = resolve(v, in, &specs[i], in->operand[i], &extents[i]);
+    v->program->token_bytes += specs[i].bytes;
     if (status != BE_OK && v->error)
       v->error->operand = i;
   }

@@ -10,6 +10,10 @@
 
 enum { CACHE_LINE = 64 };
 
+// Runs that touch less take some 20 ms on the slowest board, and are not polled.
+#define POLLED_BYTES (UINT64_C(16) << 20)
+#define POLL_NS (UINT64_C(20) * 1000 * 1000)
+
 struct be_session {
   const be_program *program;
   uint8_t *arena, *state;
@@ -17,6 +21,8 @@ struct be_session {
   be_work_share *share;            // of the phase that is running
   void *share_block;
   be_profile *profile; // NULL: not recorded
+  be_poll *poll;       // NULL: not asked
+  void *poll_context;
   uint32_t threads;
   uint32_t valid_positions;
   uint32_t best; // be_session_screen
@@ -29,6 +35,10 @@ typedef struct job {
   be_pass pass;
   be_work_share *share;
   be_profile *profile;
+  be_poll *poll; // NULL: not in this run
+  void *poll_context;
+  uint64_t polled_ns;    // when, last; of the calling thread
+  atomic_bool cancelled; // every participant walks on to the end, computing nothing
 } job;
 
 static be_kernels dispatch; // set by be_engine_init before the first run
@@ -55,28 +65,54 @@ static bool phase_wanted(const job *j, uint32_t phase) {
   return j->pass.output_rows > 0 || !(first->flags & BE_FLAG_OUTPUT_ROWS);
 }
 
-static void run_instruction(const job *j, uint32_t i) {
-  const be_instruction *in = &j->pass.program->instructions[i];
-  for (size_t item = 0, count = be_item_count(&j->pass, in); item < count; item++)
+static void ask_to_go_on(job *j) {
+  uint64_t now = be_profile_now();
+  if (now - j->polled_ns < POLL_NS)
+    return;
+  if (!j->poll(j->poll_context))
+    atomic_store_explicit(&j->cancelled, true, memory_order_relaxed);
+  j->polled_ns = be_profile_now();
+}
+
+// What the calling thread (participant 0) does before each phase that it takes part in; the others
+// may be on their way to it, or ahead.
+static void between_phases(job *j) {
+  if (j->poll)
+    ask_to_go_on(j);
+}
+
+// Items of many tokens are long enough to ask before each.
+static void run_item(job *j, const be_instruction *in, size_t item, unsigned thread) {
+  if (j->poll && thread == 0 && j->pass.n_tokens > 1)
+    ask_to_go_on(j);
+  if (!atomic_load_explicit(&j->cancelled, memory_order_relaxed))
     be_run_item(&j->pass, in, item);
 }
 
-static void run_whole_phase(const job *j, uint32_t phase, unsigned thread) {
+static void run_instruction(job *j, uint32_t i, unsigned thread) {
+  const be_instruction *in = &j->pass.program->instructions[i];
+  for (size_t item = 0, count = be_item_count(&j->pass, in); item < count; item++)
+    run_item(j, in, item, thread);
+}
+
+static void run_whole_phase(job *j, uint32_t phase, unsigned thread) {
   const be_program *program = j->pass.program;
   for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
     if (!j->profile) {
-      run_instruction(j, i);
+      run_instruction(j, i, thread);
       continue;
     }
     uint64_t begin = be_profile_now();
-    run_instruction(j, i);
+    run_instruction(j, i, thread);
     be_profile_add(j->profile, thread, i, begin);
   }
 }
 
-static void run_alone(const job *j) {
-  for (uint32_t phase = 0; phase_wanted(j, phase); phase++)
+static void run_alone(job *j) {
+  for (uint32_t phase = 0; phase_wanted(j, phase); phase++) {
+    between_phases(j);
     run_whole_phase(j, phase, 0);
+  }
 }
 
 // Items are numbered through the phase's instructions.
@@ -89,7 +125,7 @@ static size_t phase_items(const job *j, uint32_t phase) {
 }
 
 // Takes items of the phase until none is left.
-static void run_phase_share(const job *j, uint32_t phase, unsigned thread, unsigned n_threads) {
+static void run_phase_share(job *j, uint32_t phase, unsigned thread, unsigned n_threads) {
   const be_program *program = j->pass.program;
   be_profile *profile = j->profile;
   uint32_t i = program->phase_begin[phase];
@@ -113,7 +149,7 @@ static void run_phase_share(const job *j, uint32_t phase, unsigned thread, unsig
     }
     if (profile && !begin)
       begin = be_profile_now();
-    be_run_item(&j->pass, &program->instructions[i], item - first);
+    run_item(j, &program->instructions[i], item - first, thread);
   }
   if (begin)
     be_profile_add(profile, thread, i, begin);
@@ -132,7 +168,7 @@ static uint32_t next_shared_phase(const job *j, uint32_t phase) {
 // Phases of single items (of one token: norms, sums, rotations, appends) are not worth a barrier
 // each: the last participant to leave the phase before does them while the others wait.
 static void run_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
-  const job *j = context;
+  job *j = context;
   if (n_threads == 1) {
     run_alone(j);
     return;
@@ -145,6 +181,8 @@ static void run_share(void *context, unsigned thread, unsigned n_threads, be_bar
     phase = shared;
     if (!phase_wanted(j, phase))
       return;
+    if (thread == 0)
+      between_phases(j);
     if (last)
       be_work_begin(j->share, phase_items(j, phase), n_threads);
     be_barrier_wait(barrier);
@@ -205,6 +243,12 @@ size_t be_session_bytes(const be_session *session) {
 
 uint32_t be_session_position(const be_session *session) { return session->valid_positions; }
 
+be_status be_session_poll(be_session *session, be_poll *poll, void *context) {
+  session->poll = poll;
+  session->poll_context = context;
+  return BE_OK;
+}
+
 be_status be_session_profile(be_session *session, be_profile *profile) {
   if (profile && be_profile_threads(profile) < session->threads)
     return BE_ERR_ARGUMENT;
@@ -257,18 +301,23 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
                &session->rescored},
       .share = session->share,
       .profile = session->profile,
+      .poll_context = session->poll_context,
   };
   be_status status = check_run(session, &j.pass, error);
   if (status != BE_OK)
     return status;
+  if (session->program->token_bytes >= POLLED_BYTES / n_tokens)
+    j.poll = session->poll;
   atomic_store_explicit(&session->screened, 0, memory_order_relaxed);
   atomic_store_explicit(&session->rescored, 0, memory_order_relaxed);
-  uint64_t begin = session->profile ? be_profile_now() : 0;
+  uint64_t begin = session->profile || j.poll ? be_profile_now() : 0;
+  j.polled_ns = begin;
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
   be_pool_run(run_share, &j, session->threads);
   if (session->profile)
     be_profile_add_run(session->profile, begin);
+  bool whole = !atomic_load_explicit(&j.cancelled, memory_order_relaxed);
   if (session->program->header.max_positions > 0)
-    session->valid_positions = position + n_tokens;
-  return BE_OK;
+    session->valid_positions = whole ? position + n_tokens : position;
+  return whole ? BE_OK : be_fail(error, BE_ERR_INTERRUPTED, "run", -1, -1, n_tokens, 0);
 }

@@ -11,7 +11,8 @@
 //
 // fork(): the child has no workers, and locks may be frozen in any state. The child handler stores
 // to a few atomics and touches nothing else; every event is made anew before the child uses it.
-// A job must not fork and go on in the child: the other participants are not there.
+// A job that forks has lost its other participants in the child: it passes its barriers there, but
+// what they would have computed is missing.
 #define _GNU_SOURCE
 #include "thread_pool.h"
 
@@ -249,6 +250,7 @@ static void after_fork_in_child(void) {
   atomic_store(&pool.busy, false);
   atomic_store(&pool.growing, false);
   pool.ready = false;
+  pool.barrier.n_threads = 1; // a job that forked and goes on in the child waits for nobody
 }
 
 static void set_fork_handler(void) {

@@ -10,6 +10,7 @@
 #ifndef BITNET_EDGE_H
 #define BITNET_EDGE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -140,6 +141,13 @@ be_status be_session_screen(be_session *session, uint32_t best, float margin);
 // Rows of screened heads in the last run, and how many of them were computed exactly. Both 0 when
 // the run computed all logits, or none.
 void be_session_screened(const be_session *session, uint64_t *rows, uint64_t *rescored);
+
+// Asked during long runs, on the calling thread, about every 20 ms: false ends the run with
+// BE_ERR_INTERRUPTED, within the time of one work item. The outputs are then undefined, and the KV
+// cache is valid up to the run's position. Must not use the session; after a fork() in here, the
+// child must get false.
+typedef bool be_poll(void *context);
+be_status be_session_poll(be_session *session, be_poll *poll, void *context); // NULL: not asked
 
 // Records the times of the session's runs from now on (profile.h); NULL stops it. The profile must
 // outlive its use and have room for the session's threads.

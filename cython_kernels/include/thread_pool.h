@@ -15,7 +15,8 @@ typedef struct be_barrier be_barrier; // shared by the participants of one job
 
 // `thread` is 0 (the caller) .. n_threads - 1; n_threads is what was really granted. A job runs in
 // the default floating-point mode (rounding to nearest, denormals kept), whatever the caller's; a
-// worker has 256 KiB of stack for it. It must not fork and go on in the child.
+// worker has 256 KiB of stack for it. When it
+// forks, the job in the child misses what the other participants would have done.
 typedef void be_job(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier);
 
 // Makes sure that `n_threads - 1` workers exist (the caller is a participant). They stay parked

@@ -110,6 +110,7 @@ def export(
     target: str = "bte",
     *,
     force: bool = False,
+    ota_limit: bool = True,
     context: int | None = None,
     prefill_chunk: int | None = None,
     kv_dtype: DType | str | None = None,
@@ -129,6 +130,8 @@ def export(
         ``"bte"``.
     force : bool
         Replace an existing file.
+    ota_limit : bool
+        Refuse a package that is larger than the profile's store delivers.
     progress : callable, optional
         Called with (bytes written, bytes in all).
 
@@ -141,7 +144,8 @@ def export(
     ArgumentError
         For an unknown target.
     ExportError
-        When the destination exists or cannot be written; nothing is left behind.
+        When the destination exists or cannot be written, or the package is larger than the
+        profile's store delivers; nothing is left behind.
     ModelError, ProfileError, BudgetExceeded
         As the parts say.
     """
@@ -153,16 +157,24 @@ def export(
     path = Path(out if out is not None else f"{source.graph.info.name}.bte")
     if path.exists() and not force:  # before the work, not after it
         raise ExportError(f"[export] {path} exists; --force (force=True) replaces it")
+    profile = device if isinstance(device, Profile) else load_profile(device)
     made = plan(
         source,
-        device,
+        profile,
         context=context,
         prefill_chunk=prefill_chunk,
         kv_dtype=kv_dtype,
         head_dtype=head_dtype,
         threads=threads,
     )
-    write_bte(path, source, made, force=force, progress=progress)
+    write_bte(
+        path,
+        source,
+        made,
+        force=force,
+        progress=progress,
+        max_bytes=profile.ota_bytes if ota_limit else None,
+    )
     return Export(
         path,
         path.stat().st_size,

@@ -191,7 +191,14 @@ class Planner:
             raise ArgumentError(
                 f"[plan] expected kv_dtype {names} or {KV_DTYPES[-1].value}, got {str(kv_dtype)!r}"
             )
-        self.context_pinned = context is not None or not self.limit
+        pins = {
+            "context": context,
+            "prefill_chunk": prefill_chunk,
+            "kv_dtype": kv_dtype,
+            "head_dtype": head_dtype,
+            "threads": threads,
+        }
+        self.pinned = {name for name, value in pins.items() if value is not None}
         self.kv_groups = _KV_GROUPS if kv_dtype is None else ((DType(kv_dtype),),)
         cap = max(self.target, 1) if self.limit else CHUNKS[0]
         self.chunks = sorted({min(c, cap) for c in CHUNKS})[::-1]
@@ -219,7 +226,7 @@ class Planner:
             for tried in self._candidates(kv_dtypes):
                 if self.fits(tried):
                     return self.build(tried)
-            if not self.context_pinned:
+            if self.limit and "context" not in self.pinned:
                 shorter = replace(tried, context=self._longest(tried))
                 if shorter.context >= min(LEAST_CONTEXT, self.target):
                     return self.build(shorter)

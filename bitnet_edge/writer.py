@@ -55,6 +55,7 @@ def write_bte(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    max_bytes: int | None = None,
 ) -> None:
     """Write a planned model.
 
@@ -69,11 +70,14 @@ def write_bte(
         Replace an existing file.
     progress : callable, optional
         Called with (bytes written, bytes in all).
+    max_bytes : int, optional
+        Largest package that the device's store delivers.
 
     Raises
     ------
     ExportError
-        When the destination exists (without ``force``) or cannot be written.
+        When the destination exists (without ``force``) or cannot be written, or the file would be
+        larger than ``max_bytes``.
     NotTernary, ModelError
         When a weight cannot be read as the graph says.
     """
@@ -92,6 +96,13 @@ def write_bte(
     header_bytes = len(_header(source, plan, sizes, {}, 0))
     offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
     total = round_up(offsets["weights"] + sizes["weights"], SECTION_ALIGNMENT)
+    if max_bytes is not None and total > max_bytes:
+        mb, limit = total / (1 << 20), max_bytes / (1 << 20)
+        raise ExportError(
+            f"[export] the package has {mb:.1f} MB, {mb - limit:.1f} over the {limit:.4g} MB that "
+            f"the store delivers to {plan.profile} "
+            "(ota_limit_mb); --ignore-ota-limit (ota_limit=False) writes it all the same"
+        )
     with replacing(path) as file:
         digests: dict[str, str] = {}
         for name, data in sections.items():

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from bitnet_edge.api import Export, export, import_model
 from bitnet_edge.cli.text import print_json, progress_bar, size, table
-from bitnet_edge.dtypes import DType
 from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED
+from bitnet_edge.losses import BUNDLED, Loss, lossy
 from bitnet_edge.planner import KV_DTYPES, Plan
 
 __all__ = ["add_plan_arguments", "budget_table", "configure", "plan_arguments", "run"]
@@ -21,25 +22,12 @@ _CLASS_NOTES = {
     "engine": "program, sampler, logits, stacks of the threads",
     "interpreter": "Python with the runtime imported",
 }
-# Of the bundled model against its f32 cache (tests/golden/test_kv_quality.py prints them).
-_KV_COSTS = {
-    DType.I8: "int8 KV cache: on the bundled model perplexity within 0.3 %, 98-99 % of the greedy "
-    "choices kept (f16: 99 %)",
-    DType.I4: "int4 KV cache: on the bundled model perplexity +0.5 to 1.3 %, 90-94 % of the greedy "
-    "choices kept (f16: 99 %)",
-}
-
-# Of the bundled model against its bf16 head (tests/golden/test_head_quality.py prints them).
-_HEAD_COSTS = {
-    "int8": "int8 head: on the bundled model perplexity within 0.2 %, 99 % of the greedy choices "
-    "kept (99.8 % where the embedding is not tied to it)",
-    "int4": "int4 head: on the bundled model perplexity +0.7 %, 91-92 % of the greedy choices kept",
-    **dict.fromkeys(
-        SCREENED,
-        "screened head: greedy and top-k tokens as with the stored head, bit for bit; sampling "
-        "without top-k and repetition penalties below 1 read the whole head",
-    ),
-}
+Losses = Mapping[tuple[str, str], Loss]
+_LOSSY_NOUNS = {"kv_dtype": "KV cache", "head_dtype": "head"}
+_SCREENED_NOTE = (
+    "screened head: greedy and top-k tokens as with the stored head, bit for bit; sampling "
+    "without top-k and repetition penalties below 1 read the whole head"
+)
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +44,16 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_package_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what writes a package."""
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--ignore-ota-limit",
+        action="store_true",
+        help="write a package that is larger than the profile's store delivers",
+    )
+
+
 def plan_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `bitnet_edge.plan` that the flags give."""
     keys = ("device", "context", "prefill_chunk", "kv_dtype", "head_dtype", "threads")
@@ -67,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint directory, or a .bte file to plan anew")
     parser.add_argument("-o", "--out", help="destination (default: <model>.bte here)")
     parser.add_argument("--target", choices=("bte",), default="bte", help="package format")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_package_arguments(parser)
     add_plan_arguments(parser)
 
 
@@ -78,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         target=args.target,
         force=args.force,
+        ota_limit=not args.ignore_ota_limit,
         progress=None if args.json else progress_bar("writing"),
         **plan_arguments(args),
     )
@@ -99,13 +98,21 @@ def export_json(result: Export) -> dict[str, Any]:
     }
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON-serialisable data."""
+def plan_json(plan: Plan, losses: Losses | None = None) -> dict[str, Any]:
+    """Return a plan as JSON-serialisable data; ``losses`` as `measure_losses` found them."""
+    where = "bundled model" if losses is None else "this model"
+    figures = BUNDLED if losses is None else losses
     return {
         "device": plan.profile,
         **plan.choices_json(),
         "screen_bytes": screen_bytes(plan),
         **plan.budget.to_json(),
+        "package_bytes": plan.package_bytes,
+        "predicted": plan.speed.to_json(),
+        "losses": {
+            name: {"value": value, "measured_on": where, **figures[name, value].to_json()}
+            for name, value in lossy(plan)
+        },
     }
 
 
@@ -135,8 +142,18 @@ def screen_bytes(plan: Plan) -> int:
     return sum(slot.bytes for slot in plan.weights if slot.name in names)
 
 
-def budget_table(plan: Plan) -> str:
-    """Return the memory table of a plan."""
+def loss_lines(plan: Plan, losses: Losses | None = None) -> list[str]:
+    """Return what each lossy choice of a plan costs: measured on this model, or the bundled one."""
+    where = "the bundled model" if losses is None else "this model"
+    figures = BUNDLED if losses is None else losses
+    return [
+        f"{value} {_LOSSY_NOUNS[name]}: on {where} {figures[name, value]}"
+        for name, value in lossy(plan)
+    ]
+
+
+def budget_table(plan: Plan, losses: Losses | None = None) -> str:
+    """Return the memory table of a plan, its choices, predicted speed and losses."""
     budget = plan.budget
     rows = [("private memory", "", "")]
     rows += [
@@ -155,8 +172,17 @@ def budget_table(plan: Plan) -> str:
         f"  context {plan.context}, {plan.kv_dtype.value} KV cache, {head}prefill in chunks of "
         f"{plan.prefill_chunk}, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
-    costs = [f"  {_KV_COSTS[plan.kv_dtype]}"] if plan.kv_dtype in _KV_COSTS else []
-    costs += [f"  {_HEAD_COSTS[plan.head_dtype]}"] if plan.head_dtype in _HEAD_COSTS else []
+    speed = (
+        f"  predicted from the profile: {_rate(plan.speed.decode)} tokens/s decoding "
+        f"({plan.speed.decode_bound} binds), {_rate(plan.speed.prefill)} in a prompt "
+        f"({plan.speed.prefill_bound} binds)"
+    )
+    costs = [f"  {line}" for line in loss_lines(plan, losses)]
+    costs += [f"  {_SCREENED_NOTE}"] if plan.head_dtype in SCREENED else []
     screens = screen_bytes(plan)
     costs += [f"  what screens the head adds {size(screens)} to the file"] if screens else []
-    return "\n".join([table(rows, right=(1,)), choices, *costs])
+    return "\n".join([table(rows, right=(1,)), choices, speed, *costs])
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"

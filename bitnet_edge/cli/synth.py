@@ -6,7 +6,13 @@ from __future__ import annotations
 import argparse
 
 from bitnet_edge.api import export
-from bitnet_edge.cli.export import add_plan_arguments, export_json, plan_arguments, summary
+from bitnet_edge.cli.export import (
+    add_package_arguments,
+    add_plan_arguments,
+    export_json,
+    plan_arguments,
+    summary,
+)
 from bitnet_edge.cli.text import print_json, progress_bar
 from bitnet_edge.exporters.sources.synthetic import GEOMETRIES, load_synthetic
 
@@ -18,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--geometry", required=True, help=", ".join(GEOMETRIES))
     parser.add_argument("-o", "--out", help="destination (default: <geometry>.bte here)")
     parser.add_argument("--seed", type=int, default=0, help="decides every weight")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_package_arguments(parser)
     add_plan_arguments(parser)
 
 
@@ -28,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         load_synthetic(args.geometry, seed=args.seed),
         out=args.out,
         force=args.force,
+        ota_limit=not args.ignore_ota_limit,
         progress=None if args.json else progress_bar("writing"),
         **plan_arguments(args),
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bitnet_edge
+from bitnet_edge.measure_losses import TEXT
 from tests.conftest import GOLDEN, checkpoint
 
 FORMATS = ("f32", "f16", "int8", "int4")
@@ -68,7 +69,7 @@ def texts(models) -> dict[str, list[list[int]]]:
         )
         generation.text()
         sampled.append(list(generation.token_ids))
-    held_out = model.tokenizer.encode((GOLDEN / "held_out.txt").read_text())
+    held_out = model.tokenizer.encode(TEXT.read_text())
     return {"golden": golden, "held out": [held_out], "sampled": sampled}
 
 

@@ -27,7 +27,8 @@ ORDER = [
     ["planner"],
     ["program"],
     ["writer"],
-    ["api"],
+    ["api", "losses"],
+    ["alternatives", "measure_losses"],
 ]
 DEVICE = {"runtime", "generation", "tokenizer", "container", "memory"}
 # each is imported in exactly one file

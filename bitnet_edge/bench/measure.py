@@ -13,7 +13,7 @@ import time
 from array import array
 
 from bitnet_edge import _engine
-from bitnet_edge.bench.work import decode_bytes, decode_macs, describe, prefill_macs
+from bitnet_edge.bench.work import decode_bytes, decode_macs, describe, prefill_macs, screened_bytes
 from bitnet_edge.errors import ArgumentError
 from bitnet_edge.memory import private_bytes
 
@@ -116,6 +116,13 @@ def decode_seconds(model: Model, new_tokens: int) -> float:
     return time.perf_counter() - start
 
 
+def rescored_share(model: Model, new_tokens: int) -> float | None:
+    """Return the share of a screened head's rows computed exactly in greedy decoding, or None."""
+    generation = model.generate([0], max_tokens=new_tokens, ignore_eos=True)
+    generation.text()
+    return generation.statistics.rescored_share
+
+
 def bench_model(
     model: Model,
     *,
@@ -153,7 +160,8 @@ def bench_model(
         raise ArgumentError("[bench] runs, prompt-tokens and new-tokens must be 1 or more")
     lengths = sorted({p for p in prompts if p <= model.context} or {model.context})
     works, counter = describe(model), _engine.Profile(model.threads)
-    size = decode_bytes(model, works, new_tokens // 2)
+    share = rescored_share(model, new_tokens)
+    size = decode_bytes(model, works, new_tokens // 2) + screened_bytes(model) * (share or 0)
     buffer = read_buffer()
     rounds = []
     for index in range(runs + 1):
@@ -191,6 +199,7 @@ def bench_model(
         "decode_sampling_us": 1e6 * sampling_s,
         "decode_python_us": 1e6 * python_s,
         "decode_python_percent": 100 * python_s / decode_s,
+        "head_rescored_percent": None if share is None else 100 * share,
         "decode_macs": macs,
         "decode_gmac_per_s": macs / engine_s / 1e9,
         "decode_bytes": int(size),
@@ -328,8 +337,9 @@ def _op_rows(
 
 def _steps(tokens: int) -> Callable[[Model], object]:
     def decode(model: Model) -> None:
+        greedy = _engine.Sampler(model.vocab_size)
         for position in range(tokens):
-            model.session.step(0, position)
+            model.session.step(0, position, greedy)
 
     return decode
 

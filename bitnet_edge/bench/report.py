@@ -59,6 +59,7 @@ def _model(r: dict[str, Any]) -> Iterator[str]:
             f"of {r['read_gbps']:.1f} GB/s streaming read in the same rounds"
             + ("" if r["decode_bytes"] > 64 << 20 else "; small enough for a cache"),
         ),
+        *_rescored(r),
         ("  sampling", f"{r['decode_sampling_us']:.1f} us", ""),
         (
             "  Python",
@@ -81,6 +82,12 @@ def _model(r: dict[str, Any]) -> Iterator[str]:
     yield _columns(r["decode_ops"])
     yield f"time of a prompt of {r['prefill'][-1]['tokens']} tokens"
     yield _columns(r["prefill_ops"])
+
+
+def _rescored(r: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    percent = r["head_rescored_percent"]
+    if percent is not None:
+        yield "  exact rows", f"{percent:.3f} %", "of the screened head, in greedy decoding"
 
 
 def _llama_cpp(r: dict[str, Any]) -> Iterator[str]:

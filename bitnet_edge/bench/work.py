@@ -7,8 +7,9 @@ TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
 if TYPE_CHECKING:
     from bitnet_edge.runtime import Model
 
-__all__ = ["Work", "decode_bytes", "decode_macs", "describe", "prefill_macs"]
+__all__ = ["Work", "decode_bytes", "decode_macs", "describe", "prefill_macs", "screened_bytes"]
 
+_SCREENED = ("screen_limits", "screened_linear")
 _WEIGHTS_REGION = 1  # BE_REGION_WEIGHTS
 _OUTPUT_ROWS = 1  # BE_FLAG_OUTPUT_ROWS
 
@@ -28,7 +29,8 @@ class Work:
         Multiply-adds of one token's row; those of attention, which grow with the position, are not
         counted.
     bytes : int
-        Weights read by one run, however many tokens it has (of a table: one row).
+        Weights read by one run, however many tokens it has (of a table: one row; of a screened
+        head: what is read for every token).
     tail : bool
         Works on the rows whose outputs are wanted only: of a prompt, the last.
     """
@@ -63,6 +65,9 @@ def describe(model: Model) -> list[Work]:
         read = [tensors[offset] for offset in offsets]
         size = sum(t.bytes // dims.get("vocab", 1) for t in read)
         macs = dims["rows"] * dims["k"] if "rows" in dims and "k" in dims else 0
+        if op in _SCREENED:  # of its table few rows, which depend on the token
+            size -= dims["rows"] * row_bytes(dims)
+            macs = 0
         name = read[0].name if read else ""
         layer = _layer(name) or layer
         works.append(Work(op, name, layer, macs, size, tail=bool(flags & _OUTPUT_ROWS)))
@@ -74,7 +79,22 @@ def _layer(name: str) -> str:
     parts = name.split(".")
     if parts[0] == "layers":
         return ".".join(parts[:2])
+    name = name.removesuffix(".screen").removesuffix(".bounds")  # as what they screen
     return "" if parts[0] == "rope" else name
+
+
+def row_bytes(dims: dict[str, int]) -> int:
+    """Return the bytes of a float row of an instruction with ``k`` and ``dtype``."""
+    return dims["k"] * (2 if dims["dtype"] in (1, 2) else 4)
+
+
+def screened_bytes(model: Model) -> int:
+    """Return the bytes of the tables that are read by rows, as a screen finds them."""
+    program, total = model.session.program, 0
+    for index in range(program.instruction_count):
+        op, _, dims, _ = program.instruction(index)
+        total += dims["rows"] * row_bytes(dims) if op == "screened_linear" else 0
+    return total
 
 
 def decode_bytes(model: Model, works: list[Work], position: int) -> float:

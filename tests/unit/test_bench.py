@@ -15,10 +15,11 @@ import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.bench import gate, kernels, measure
 from bitnet_edge.bench.trace import trace_model
-from bitnet_edge.bench.work import decode_bytes, decode_macs, describe, prefill_macs
+from bitnet_edge.bench.work import decode_bytes, decode_macs, describe, prefill_macs, screened_bytes
 from bitnet_edge.cli import main
 from bitnet_edge.errors import ArgumentError
 from bitnet_edge.exporters.sources import synthetic
+from tests.conftest import checkpoint
 from tests.unit.test_synth import TINY
 
 QUICK = ["--runs", "1", "--new-tokens", "4", "--prompt-tokens", "8,16"]
@@ -260,6 +261,24 @@ def test_kernels_alone(monkeypatch, capsys):
 
 
 # -- the trace ------------------------------------------------------------------------------
+
+
+def test_of_a_screened_table_the_rows_read_count(tmp_path, capsys):
+    path = tmp_path / "m.bte"
+    bitnet_edge.export(checkpoint("packed"), out=path, head_dtype="screened-int4")
+    with bitnet_edge.load(path, threads=1) as model:
+        works = describe(model)
+        tensors = {tensor.name: tensor for tensor in model.file.tensors}
+        read = {work.op: work.bytes for work in works}
+        assert read["screen_linear"] == tensors["embed_tokens.screen"].bytes
+        assert read["screen_limits"] == 0
+        assert read["screened_linear"] == tensors["embed_tokens.bounds"].bytes
+        assert screened_bytes(model) == tensors["embed_tokens"].bytes
+    assert main(["bench", str(path), *QUICK, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["head_rescored_percent"] < 10
+    assert main(["bench", str(path), *QUICK]) == 0
+    assert "of the screened head, in greedy decoding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bitnet_edge.h"
 #include "kernels.h"
 
 #define CHECK(condition)                                                                           \
@@ -464,6 +465,76 @@ static void case_penalty(void) {
   be_sampler_destroy(s);
 }
 
+static int ascending(const void *a, const void *b) {
+  float x = *(const float *)a, y = *(const float *)b;
+  return (x > y) - (x < y);
+}
+
+// The least logit that a draw with these needs can depend on, by a sort; -inf: all.
+static float least_needed(const float *logits, uint32_t n, uint32_t best, float margin) {
+  static float sorted[MAX_VOCAB];
+  uint32_t valid = 0;
+  for (uint32_t i = 0; i < n; i++)
+    if (logits[i] == logits[i])
+      sorted[valid++] = -logits[i];
+  if (best == 0 || valid < best)
+    return -INFINITY;
+  qsort(sorted, valid, sizeof *sorted, ascending);
+  return -sorted[best - 1] - margin;
+}
+
+// Whatever lies below what be_sampler_needs says can be anything that is not larger.
+static void case_needs(void) {
+  static float logits[MAX_VOCAB], masked[MAX_VOCAB];
+  int screened = 0;
+  for (uint32_t v = 0; v < N_VOCABS; v++) {
+    be_sampler *s, *twin;
+    CHECK(be_sampler_create(&s, vocabs[v], v) == BE_OK);
+    CHECK(be_sampler_create(&twin, vocabs[v], v) == BE_OK);
+    for (int trial = 0; trial < 1000; trial++) {
+      fill_logits(logits, vocabs[v], (kind)(trial % KINDS));
+      be_sampling p = random_sampling();
+      int32_t recent[16], token = -1, again = -1;
+      size_t n_recent;
+      random_recent(recent, &n_recent, vocabs[v]);
+      uint32_t best;
+      float margin;
+      be_sampler_needs(&p, n_recent, &best, &margin);
+      CHECK(best <= BE_MAX_BEST && margin >= 0);
+      float least = least_needed(logits, vocabs[v], best, margin);
+      screened += least > -INFINITY;
+      for (uint32_t i = 0; i < vocabs[v]; i++)
+        masked[i] = logits[i] >= least || least == -INFINITY ? logits[i] : -INFINITY;
+      be_status status = be_sampler_next(s, &p, logits, recent, n_recent, &token);
+      CHECK(be_sampler_next(twin, &p, masked, recent, n_recent, &again) == status);
+      CHECK(token == again);
+    }
+    be_sampler_destroy(s);
+    be_sampler_destroy(twin);
+  }
+  CHECK(screened > 1000);
+
+  const struct {
+    be_sampling p;
+    size_t n_recent;
+    uint32_t best;
+  } rows[] = {
+      {{0, 0, 1, 0, 1}, 0, 1},        {{0, 9, 0.5f, 0, 1}, 7, 1}, {{0, 0, 1, 0, 2}, 255, 256},
+      {{0, 0, 1, 0, 2}, 256, 0},      {{0, 0, 1, 0, 2}, 300, 0},  {{0, 0, 1, 0, 0.9f}, 1, 0},
+      {{0, 0, 1, 0, 0.9f}, 0, 1},     {{1, 0, 1, 0, 1}, 0, 0},    {{1, 0, 0.5f, 0.1f, 1}, 0, 0},
+      {{1, 256, 1, 0, 1}, 0, 256},    {{1, 257, 1, 0, 1}, 0, 0},  {{1, UINT32_MAX, 1, 0, 2}, 9, 0},
+      {{1, 40, 1, 0, 1.1f}, 64, 104}, {{NAN, 40, 1, 0, 1}, 0, 0},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    uint32_t best;
+    float margin;
+    be_sampler_needs(&rows[i].p, rows[i].n_recent, &best, &margin);
+    CHECK(best == rows[i].best);
+    if (rows[i].p.temperature == 0)
+      CHECK(margin == 0);
+  }
+}
+
 static void case_errors(void) {
   be_sampler *s, *twin, *none = (be_sampler *)&s;
   CHECK(be_sampler_create(&none, 0, 0) == BE_ERR_ARGUMENT && none == NULL);
@@ -569,6 +640,7 @@ static const struct {
     CASE(narrowest_filters_equal_greedy),
     CASE(ties),
     CASE(penalty),
+    CASE(needs),
     CASE(errors),
     CASE(seeds),
     CASE(memory),

@@ -100,7 +100,7 @@ cdef extern from "bitnet_edge.h":
                              void *const *outputs, be_error *error) nogil
     be_status be_session_poll(be_session *session, bint (*poll)(void *) noexcept nogil,
                               void *context) nogil
-    be_status be_session_screen(be_session *session, uint32_t best, float margin) nogil
+    void be_session_screen(be_session *session, uint32_t best, float margin) nogil
     void be_session_screened(const be_session *session, uint64_t *rows,
                              uint64_t *rescored) nogil
     be_status be_engine_init(const char *name)

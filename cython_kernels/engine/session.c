@@ -256,17 +256,23 @@ be_status be_session_profile(be_session *session, be_profile *profile) {
   return BE_OK;
 }
 
-be_status be_session_screen(be_session *session, uint32_t best, float margin) {
-  if (best > BE_MAX_BEST || !(margin >= 0))
-    return BE_ERR_ARGUMENT;
-  session->best = best;
+void be_session_screen(be_session *session, uint32_t best, float margin) {
+  session->best = best <= BE_MAX_BEST && margin >= 0 ? best : 0;
   session->margin = margin;
-  return BE_OK;
 }
 
 void be_session_screened(const be_session *session, uint64_t *rows, uint64_t *rescored) {
   *rows = atomic_load_explicit(&session->screened, memory_order_relaxed);
   *rescored = atomic_load_explicit(&session->rescored, memory_order_relaxed);
+}
+
+// The largest logits a run computes of screened heads, 0 for all; the same for all its outputs.
+static uint32_t best_of_run(const be_session *session) {
+  const be_program_header *header = &session->program->header;
+  for (uint32_t i = 0; i < header->output_count; i++)
+    if (session->program->ports[header->input_count + i].width < BE_SCREEN_ROWS * session->best)
+      return 0;
+  return session->best;
 }
 
 static be_status check_run(const be_session *session, const be_pass *p, be_error *error) {
@@ -297,8 +303,8 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
                          be_error *error) {
   job j = {
       .pass = {session->program, &dispatch, session->arena, session->state, inputs, outputs,
-               n_tokens, position, output_rows, session->best, session->margin, &session->screened,
-               &session->rescored},
+               n_tokens, position, output_rows, best_of_run(session), session->margin,
+               &session->screened, &session->rescored},
       .share = session->share,
       .profile = session->profile,
       .poll_context = session->poll_context,

@@ -26,6 +26,7 @@ enum {
   BE_MAX_POSITIONS = 1 << 20, // of the KV cache
   BE_MAX_TOKENS = 1 << 16,    // of one run
   BE_MAX_BEST = 256,          // largest logits a screened head is asked for
+  BE_SCREEN_ROWS = 32,        // rows a screened head has for each of them
   BE_OPERAND_ALIGNMENT = 64,
   BE_MAX_OPERANDS = 8
 };
@@ -134,10 +135,12 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
                          be_error *error);
 
 // What runs from now on compute of a screened head (engine/head_screen.h; other heads are always
-// computed whole): best = 0, every logit; otherwise the logits of the `best` largest, of all that
-// equal one of these, and of all less than `margin` below the last of them; -inf stands for
-// the others, but for some that could not be told from the largest. At most BE_MAX_BEST.
-be_status be_session_screen(be_session *session, uint32_t best, float margin);
+// computed whole): the `best` largest logits, all that equal one of these, and all less than
+// `margin` below the last of them; -inf stands for the others, but for some that could not be told
+// from the largest. With best = 0, one beyond BE_MAX_BEST or a negative margin: every logit; also
+// in a run of which an output is narrower than BE_SCREEN_ROWS * best, where to find the largest
+// would cost more than to compute all.
+void be_session_screen(be_session *session, uint32_t best, float margin);
 // Rows of screened heads in the last run, and how many of them were computed exactly. Both 0 when
 // the run computed all logits, or none.
 void be_session_screened(const be_session *session, uint64_t *rows, uint64_t *rescored);

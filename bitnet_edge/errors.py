@@ -36,6 +36,7 @@ __all__ = [
     "UnsupportedOp",
     "UnsupportedTokenizer",
     "UnsupportedVersion",
+    "VerificationFailed",
 ]
 
 
@@ -115,6 +116,10 @@ class BudgetExceeded(BitnetEdgeError):
 
 class ExportError(BitnetEdgeError, OSError):
     """The output cannot be written; whatever stood there before is untouched."""
+
+
+class VerificationFailed(BitnetEdgeError):
+    """A written package does not compute what its graph says; nothing was left in place."""
 
 
 class TokenizerError(BitnetEdgeError, ValueError):

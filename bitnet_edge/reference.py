@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_edge._numpy import np
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError
-from bitnet_edge.graph import Graph, Tensor, Value
+from bitnet_edge.graph import Graph, Node, Tensor, Value
 from bitnet_edge.head_packing import (
     GROUP,
     STORED,
@@ -25,6 +25,7 @@ from bitnet_edge.head_packing import (
     quantise_head,
     unpack_head,
 )
+from bitnet_edge.ops import OPS
 from bitnet_edge.quantization import ROUND_MAGIC, f32, new_kv_cache, quantize
 
 if TYPE_CHECKING:
@@ -339,16 +340,17 @@ class ReferenceModel:
         missing = set(self.graph.inputs) - set(inputs)
         if missing:
             raise ArgumentError(f"[reference] missing inputs {sorted(missing)}")
-        from bitnet_edge.ops import OPS
-
-        values: dict[str, Any] = {**self._constants, **self._state, **inputs}
+        values = dict(inputs)
         for node in self.graph.nodes:
-            operands = {
-                operand: values[name] for operand, name in OPS[node.op].operands(node).items()
-            }
-            with np.errstate(all="ignore"):  # hostile numbers are the engine's business too
-                values[node.outputs[0]] = REFERENCE[node.op](operands, node.attributes, position)
+            values[node.outputs[0]] = self.apply(node, values, position)
         return {name: values[name] for node in self.graph.nodes for name in node.outputs}
+
+    def apply(self, node: Node, values: Mapping[str, Any], position: int = 0) -> Any:
+        """Run one node on given inputs and activations, with the model's constants and caches."""
+        known = {**self._constants, **self._state, **values}
+        operands = {operand: known[name] for operand, name in OPS[node.op].operands(node).items()}
+        with np.errstate(all="ignore"):  # hostile numbers are the engine's business too
+            return REFERENCE[node.op](operands, node.attributes, position)
 
     def logits(self, ids: Any, position: int = 0) -> Any:
         """Return the first output for token ids: float32 (n_tokens, vocab_size)."""

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bitnet_edge import _engine
 from bitnet_edge._numpy import np
-from bitnet_edge.atomic_file import replacing
+from bitnet_edge.atomic import replacing_file
 from bitnet_edge.container import (
     FORMAT_VERSION,
     MAGIC,
@@ -103,7 +103,7 @@ def write_bte(
             f"the store delivers to {plan.profile} "
             "(ota_limit_mb); --ignore-ota-limit (ota_limit=False) writes it all the same"
         )
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         digests: dict[str, str] = {}
         for name, data in sections.items():
             _pad_to(file, offsets[name])

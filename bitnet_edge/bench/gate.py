@@ -82,7 +82,7 @@ def save_baseline(baseline: dict[str, Any], path: str | os.PathLike[str]) -> Non
     ExportError
         When the file cannot be written.
     """
-    from bitnet_edge.atomic_file import write_text  # after measuring: it costs the device memory
+    from bitnet_edge.atomic import write_text  # after measuring: it costs the device memory
 
     write_text(path, json.dumps(baseline, indent=2) + "\n")
 

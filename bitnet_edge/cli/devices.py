@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from bitnet_edge.atomic_file import replacing
+from bitnet_edge.atomic import replacing_file
 from bitnet_edge.cli.text import print_json, table
 from bitnet_edge.errors import ArgumentError, ExportError
 from bitnet_edge.profiles import list_profiles, load_profile
@@ -72,7 +72,7 @@ def _detect(args: argparse.Namespace) -> int:
     stem = re.sub("[^a-z0-9]+", "-", out.stem.lower()).strip("-") if out else ""
     found = detect(stem[:64] or "this-machine", out.parent if out else None)
     if out is not None:
-        with replacing(out) as file:
+        with replacing_file(out) as file:
             file.write(found.to_yaml().encode())
     if args.json:
         print_json(found.to_json())

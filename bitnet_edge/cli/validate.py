@@ -122,7 +122,7 @@ def _print(report: Report, *, as_json: bool) -> None:
 
 def _write(report: Report, args: argparse.Namespace) -> None:
     """Write what was asked for; nothing becomes a standard that has failed."""
-    from bitnet_edge.atomic_file import write_text
+    from bitnet_edge.atomic import write_text
 
     if args.junit:
         from bitnet_edge.validate.report_junit import junit

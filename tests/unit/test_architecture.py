@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 # Each host module may import those before it.
 ORDER = [
     ["errors"],
-    ["dtypes", "_numpy", "atomic_file"],
+    ["dtypes", "_numpy", "atomic"],
     ["graph", "quantization"],
     ["ops"],
     ["packing", "profiles", "lowering"],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import bitnet_edge
-from bitnet_edge import atomic_file, writer
+from bitnet_edge import writer
 from bitnet_edge.errors import ArgumentError, ExportError, FormatError, ModelError, ShapeMismatch
 from tests.conftest import checkpoint
 from tests.graphs import decoder, mlp
@@ -177,14 +177,6 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ExportError, match="cannot write .*pipe: it is no regular file"):
         bitnet_edge.export(mlp(), out=tmp_path / "pipe", force=True)
-
-
-def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
-    def refused(*arguments: object) -> int:
-        raise PermissionError
-
-    monkeypatch.setattr(atomic_file.os, "open", refused)
-    atomic_file._sync_directory(tmp_path)
 
 
 def test_unknown_target_and_checkpoint(tmp_path):

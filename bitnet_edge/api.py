@@ -6,17 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
 
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, ExportError, ModelError
 from bitnet_edge.exporters.sources.source import ModelSource
+from bitnet_edge.exporters.targets import TARGETS as PACKAGES
 from bitnet_edge.graph import Graph
 from bitnet_edge.planner import Plan, make_plan
 from bitnet_edge.profiles import Profile, load_profile
 
-__all__ = ["Export", "export", "import_model", "plan"]
+if TYPE_CHECKING:
+    from bitnet_edge.exporters.package import Package
 
-TARGETS = ("bte",)
+__all__ = ["TARGETS", "Export", "export", "import_model", "plan"]
+
+TARGETS = ("bte", *PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,44 @@ def plan(
     )
 
 
+@overload
+def export(
+    checkpoint: str | Path | ModelSource,
+    device: str | Path | Profile = ...,
+    out: str | Path | None = ...,
+    target: Literal["bte"] = ...,
+    *,
+    force: bool = ...,
+    ota_limit: bool = ...,
+    context: int | None = ...,
+    prefill_chunk: int | None = ...,
+    kv_dtype: DType | str | None = ...,
+    head_dtype: str | None = ...,
+    threads: int | None = ...,
+    progress: Callable[[int, int], None] | None = ...,
+) -> Export: ...
+
+
+@overload
+def export(
+    checkpoint: str | Path | ModelSource,
+    device: str | Path | Profile = ...,
+    out: str | Path | None = ...,
+    target: str = ...,
+    *,
+    force: bool = ...,
+    ota_limit: bool = ...,
+    context: int | None = ...,
+    prefill_chunk: int | None = ...,
+    kv_dtype: DType | str | None = ...,
+    head_dtype: str | None = ...,
+    threads: int | None = ...,
+    form: str | None = ...,
+    verify: bool = ...,
+    progress: Callable[[int, int], None] | None = ...,
+) -> Export | Package: ...
+
+
 def export(
     checkpoint: str | Path | ModelSource,
     device: str | Path | Profile = "generic-50mb",
@@ -116,48 +159,84 @@ def export(
     kv_dtype: DType | str | None = None,
     head_dtype: str | None = None,
     threads: int | None = None,
+    form: str | None = None,
+    verify: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> Export:
+) -> Export | Package:
     """Write a model as a package for a device.
 
     Parameters
     ----------
     checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads
-        As for `plan`.
+        As for `plan`; a package for another runtime keeps the cache in float32 and the head as
+        stored, and leaves the threads to that runtime.
     out : str or Path, optional
-        Destination; ``<model>.bte`` in the current directory by default.
+        Destination; ``<model>.<target>`` in the current directory by default.
     target : str
-        ``"bte"``.
+        ``"bte"``, or a runtime of `bitnet_edge.exporters.targets.TARGETS`.
     force : bool
-        Replace an existing file.
+        Replace what stands at the destination.
     ota_limit : bool
         Refuse a package that is larger than the profile's store delivers.
+    form : str, optional
+        How another runtime is told the model; by default its first form.
+    verify : bool
+        Run a package for another runtime, in that runtime, against the numpy reference before it
+        is put in place. (The engine checks every ``.bte`` file as it is written.)
     progress : callable, optional
-        Called with (bytes written, bytes in all).
+        Called with (bytes written, bytes in all) of a ``.bte`` file.
 
     Returns
     -------
-    Export
+    Export or Package
 
     Raises
     ------
     ArgumentError
-        For an unknown target.
+        For an unknown target, or a choice that the target does not have.
     ExportError
         When the destination exists or cannot be written, or the package is larger than the
         profile's store delivers; nothing is left behind.
-    ModelError, ProfileError, BudgetExceeded
+    VerificationFailed
+        Naming the first op that the package computes otherwise than the reference.
+    ModelError, ProfileError, BudgetExceeded, UnsupportedOp, MissingDependency
         As the parts say.
     """
     if target not in TARGETS:
         raise ArgumentError(f"[export] expected target {' or '.join(TARGETS)}, got {target!r}")
-    from bitnet_edge.writer import write_bte
-
     source = checkpoint if isinstance(checkpoint, ModelSource) else import_model(checkpoint)
-    path = Path(out if out is not None else f"{source.graph.info.name}.bte")
+    path = Path(out if out is not None else f"{source.graph.info.name}.{target}")
     if path.exists() and not force:  # before the work, not after it
         raise ExportError(f"[export] {path} exists; --force (force=True) replaces it")
     profile = device if isinstance(device, Profile) else load_profile(device)
+    max_bytes = profile.ota_bytes if ota_limit else None
+    if target != "bte":
+        from bitnet_edge.exporters.package import write_package
+
+        for name, value in (
+            ("kv_dtype", kv_dtype),
+            ("threads", threads),
+            ("head_dtype", head_dtype),
+        ):
+            if value not in (None, "stored"):
+                raise ArgumentError(
+                    f"[{target}] expected no {name}, got {value!r}: it is the .bte's"
+                )
+        return write_package(
+            source,
+            target,
+            profile,
+            path,
+            form=form,
+            verified=verify,
+            context=context,
+            prefill_chunk=prefill_chunk,
+            max_bytes=max_bytes,
+        )
+    if form is not None:
+        raise ArgumentError(f"[export] expected no form of a .bte file, got {form!r}")
+    from bitnet_edge.writer import write_bte
+
     made = plan(
         source,
         profile,
@@ -173,7 +252,7 @@ def export(
         made,
         force=force,
         progress=progress,
-        max_bytes=profile.ota_bytes if ota_limit else None,
+        max_bytes=max_bytes,
     )
     return Export(
         path,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from bitnet_edge.exporters.sources.source import ModelSource
 
-__all__ = ["write_bte"]
+__all__ = ["store_limit_error", "write_bte"]
 
 Progress = Callable[[int, int], None]
 
@@ -97,12 +97,7 @@ def write_bte(
     offsets = _section_offsets(sizes, PREFIX.size + header_bytes)
     total = round_up(offsets["weights"] + sizes["weights"], SECTION_ALIGNMENT)
     if max_bytes is not None and total > max_bytes:
-        mb, limit = total / (1 << 20), max_bytes / (1 << 20)
-        raise ExportError(
-            f"[export] the package has {mb:.1f} MB, {mb - limit:.1f} over the {limit:.4g} MB that "
-            f"the store delivers to {plan.profile} "
-            "(ota_limit_mb); --ignore-ota-limit (ota_limit=False) writes it all the same"
-        )
+        raise store_limit_error(total, max_bytes, plan.profile)
     with replacing_file(path) as file:
         digests: dict[str, str] = {}
         for name, data in sections.items():
@@ -118,6 +113,16 @@ def write_bte(
         file.write(header)
         file.flush()
         _check_program(file, offsets, sizes)
+
+
+def store_limit_error(size: int, max_bytes: int, profile: str) -> ExportError:
+    """Return what to raise for a package that the device's store does not deliver."""
+    mb, limit = size / (1 << 20), max_bytes / (1 << 20)
+    return ExportError(
+        f"[export] the package has {mb:.1f} MB, {mb - limit:.1f} over the {limit:.4g} MB that "
+        f"the store delivers to {profile} "
+        "(ota_limit_mb); --ignore-ota-limit (ota_limit=False) writes it all the same"
+    )
 
 
 def _check_program(file: IO[bytes], offsets: dict[str, int], sizes: dict[str, int]) -> None:

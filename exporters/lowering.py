@@ -167,7 +167,9 @@ class Emitter(ABC):
         """Return the values of a constant: float32, or int8 for a ternary one."""
         tensor = self.source.graph.tensors[name]
         values: Any = self.source.weights.load(name)
-        return values if tensor.dtype is DType.TERNARY else widen(values, tensor.dtype)
+        if tensor.dtype is not DType.TERNARY:
+            values = widen(values, tensor.dtype)
+        return np.asarray(values)
 
 
 # Emitter, node, operands by name (a handle, or the tensor's name for constants and caches).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exporting to another runtime: written beside the destination, verified there, then put in place."""
+"""Exporting to another runtime: written beside the destination, verified, put in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_edge.atomic import replacing
-from bitnet_edge.errors import ExportError
 from bitnet_edge.exporters.targets import load_target
 from bitnet_edge.exporters.targets.target import (
     VERIFICATION_KEY,
@@ -20,6 +19,7 @@ from bitnet_edge.exporters.targets.target import (
     unverified,
 )
 from bitnet_edge.exporters.verify import Verification, stamp, verify
+from bitnet_edge.writer import store_limit_error
 
 if TYPE_CHECKING:
     from bitnet_edge.exporters.sources.source import ModelSource
@@ -91,6 +91,7 @@ def write_package(
     verified: bool = True,
     context: int | None = None,
     prefill_chunk: int | None = None,
+    max_bytes: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Package:
     """Write, verify and put in place a package; what stands at ``path`` is replaced as a whole.
@@ -108,6 +109,8 @@ def write_package(
         Run the package against the reference before it is put in place.
     context, prefill_chunk : int, optional
         Pinned choices.
+    max_bytes : int, optional
+        Refuse a larger package.
     progress : callable, optional
         Called with what begins.
 
@@ -137,12 +140,8 @@ def write_package(
         tell(f"writing {target}")
         ternary = chosen.write(source, settings, made, metadata=metadata)
         size = package_bytes(made)
-        limit = profile.ota_limit_mb
-        if limit is not None and size > limit * (1 << 20):
-            raise ExportError(
-                f"[{target}] expected a package of at most {limit:g} MB for {profile.name}, got "
-                f"{size / (1 << 20):.1f} MB: its store delivers no more without extra steps"
-            )
+        if max_bytes is not None and size > max_bytes:
+            raise store_limit_error(size, max_bytes, profile.name)
         result = None
         if verified:
             tell(f"verifying {target}")

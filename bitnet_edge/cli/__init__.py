@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bitnet_edge import __version__
-from bitnet_edge.errors import BitnetEdgeError
+from bitnet_edge.errors import BitnetEdgeError, VerificationFailed
 
 __all__ = ["main"]
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (BitnetEdgeError, OSError) as error:
         print(f"bitnet-edge: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, VerificationFailed) else 2
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

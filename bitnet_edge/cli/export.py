@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``bitnet-edge export CKPT --device D -o model.bte``."""
+"""``bitnet-edge export CKPT --device D [--target T] -o OUT``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet_edge.api import Export, export, import_model
+from bitnet_edge.api import TARGETS, Export, export, import_model
+from bitnet_edge.cli import packages
 from bitnet_edge.cli.text import print_json, progress_bar, size, table
 from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED
 from bitnet_edge.losses import BUNDLED, Loss, lossy
@@ -63,18 +64,21 @@ def plan_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", help="checkpoint directory, or a .bte file to plan anew")
-    parser.add_argument("-o", "--out", help="destination (default: <model>.bte here)")
-    parser.add_argument("--target", choices=("bte",), default="bte", help="package format")
+    parser.add_argument("-o", "--out", help="destination (default: <model>.<target> here)")
+    parser.add_argument("--target", choices=TARGETS, default="bte", help="package format")
+    packages.add_arguments(parser)
     add_package_arguments(parser)
     add_plan_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, then summarise."""
+    if args.target != "bte":
+        return packages.run(args, plan_arguments(args))
+    packages.refuse_arguments(args)
     result = export(
         import_model(args.checkpoint),
         out=args.out,
-        target=args.target,
         force=args.force,
         ota_limit=not args.ignore_ota_limit,
         progress=None if args.json else progress_bar("writing"),

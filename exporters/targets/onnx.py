@@ -9,7 +9,7 @@ of four ways (onnxruntime 1.32, one thread, 2560 x 6912, Zen 5):
 form         weights and product                                     bits     in RAM   ms
 ===========  ======================================================  =======  =======  =====
 int2         INT2 (opset 25), cast to INT8, `MatMulInteger`          2.00     8        0.23
-int4         INT4 (opset 21), the same, for older runtimes           4.00     8        0.23
+int4         INT4 (opset 21), the same, for onnxruntime 1.23         4.00     8        0.23
 dequantize   INT2, `DequantizeLinear`, `MatMul`                      2.07     3        0.3
 ort          `MatMulNBits` of onnxruntime, 2 bits, blocks of 128     2.29     2.3      0.1
 ===========  ======================================================  =======  =======  =====
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitnet_edge._numpy import np
 from bitnet_edge.dtypes import DType
@@ -39,6 +39,7 @@ from bitnet_edge.exporters.targets.target import (
     dense_elements,
     kv_elements,
 )
+from bitnet_edge.exporters.ternary_packing import pack_bits, with_sentinels
 from bitnet_edge.graph import Kind
 
 try:
@@ -99,7 +100,7 @@ class OnnxEmitter(Emitter):
 
     def constant(self, values: NDArray[Any]) -> str:
         """See `Emitter.constant`; equal ones are one."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._constants:
             name = f"constant.{len(self._constants)}"
@@ -112,10 +113,7 @@ class OnnxEmitter(Emitter):
 
     def op(self, name: str, *operands: Handle | float, **keywords: Any) -> str:
         """See `Emitter.op`."""
-        a, *rest = [
-            self.constant(np.float32(o)) if isinstance(o, float) else o  # type: ignore[arg-type]
-            for o in operands
-        ]
+        a, *rest = [self.constant(np.float32(o)) if isinstance(o, float) else o for o in operands]
         if name in _UNARY or name in _BINARY:
             return self.node((_UNARY | _BINARY)[name], a, *rest)
         if name == "matmul":
@@ -147,9 +145,9 @@ class OnnxEmitter(Emitter):
         if self.form == "ort":
             return self._matmul_n_bits(q, name, codes)
         if self.form == "dequantize":
-            wide = with_sentinels(codes, BLOCK[self.form], 0)
+            wide = with_sentinels(codes, BLOCK[self.form])
             matrix = self._packed(name, np.ascontiguousarray(wide.T), "INT2")
-            one = self.constant(np.float32(1))  # type: ignore[arg-type]
+            one = self.constant(np.float32(1))
             dense = self.node("DequantizeLinear", matrix, one)
             return self.node("MatMul", self._with_sentinels(q, codes.shape[1]), dense)
         matrix = self._packed(name, codes, "INT2" if self.form == "int2" else "INT4")
@@ -158,7 +156,7 @@ class OnnxEmitter(Emitter):
             "MatMulInteger",
             self._unsigned(q),
             self.node("Transpose", narrow, perm=[1, 0]),
-            self.constant(np.uint8(128)),  # type: ignore[arg-type]
+            self.constant(np.uint8(128)),
         )
         return self.node("Cast", product, to=TensorProto.FLOAT)
 
@@ -175,7 +173,7 @@ class OnnxEmitter(Emitter):
     def _packed(self, name: str, codes: NDArray[np.int8], dtype: str) -> str:
         bits = int(dtype[-1])
         if name not in self.initializers:
-            data = pack_bits(codes.reshape(-1), bits)
+            data = pack_bits(codes, bits)
             self.initializers[name] = helper.make_tensor(
                 name, getattr(TensorProto, dtype), codes.shape, data.tobytes(), raw=True
             )
@@ -183,51 +181,34 @@ class OnnxEmitter(Emitter):
         return name
 
     def _with_sentinels(self, q: str, k: int) -> str:
-        """Return rows with a sentinel after every block but one of columns, the last one short."""
+        """Return rows in blocks of columns that end in a sentinel, the last one filled with 0."""
         block = BLOCK[self.form]
-        key = ("sentinels", q)
-        if key not in self.memo:
-            full = k // (block - 1) * (block - 1)
-            parts = []
-            if full:
-                blocks = self.op(
-                    "reshape", self.op("columns", q, begin=0, end=full), shape=(-1, block - 1)
-                )
-                column = self.node(
-                    "Expand",
-                    self.constant(np.float32(SENTINEL)),  # type: ignore[arg-type]
-                    self.node("Concat", self.node("Shape", blocks, end=1), self._integers(1), axis=0),
-                )
-                wide = self.op("concat", blocks, column)
-                parts.append(
-                    self.op("reshape", wide, shape=(-1, full // (block - 1) * block))
-                )
-            if full < k:
-                rest = self.op("columns", q, begin=full, end=k) if full else q
-                parts.append(
-                    self.node(
-                        "Pad",
-                        rest,
-                        self._integers(0, 0, 0, 1),
-                        self.constant(np.float32(SENTINEL)),  # type: ignore[arg-type]
-                    )
-                )
-            self.memo[key] = parts[0] if len(parts) == 1 else self.op("concat", *parts)
-        return str(self.memo[key])
+        if ("sentinels", q) not in self.memo:
+            blocks = -(-k // (block - 1))
+            filled = self._padded(q, blocks * (block - 1) - k, 0.0)
+            rows = self.op("reshape", filled, shape=(-1, block - 1))
+            wide = self._padded(rows, 1, SENTINEL)
+            self.memo["sentinels", q] = self.op("reshape", wide, shape=(-1, blocks * block))
+        return str(self.memo["sentinels", q])
+
+    def _padded(self, rows: str, columns: int, value: float) -> str:
+        if not columns:
+            return rows
+        return self.node(
+            "Pad", rows, self._integers(0, 0, 0, columns), self.constant(np.float32(value))
+        )
 
     def _matmul_n_bits(self, q: str, name: str, codes: NDArray[np.int8]) -> str:
         """``MatMulNBits``: blocks of 2-bit fields around an integer zero point of 2.
 
-        accuracy_level 4 is integer arithmetic; level 0 would dequantise to floats, 300 times slower.
+        accuracy_level 4 is integer arithmetic; level 0 dequantises to floats, 300 times slower.
         """
         block = BLOCK[self.form]
-        wide = with_sentinels(codes, block, 0)
+        wide = with_sentinels(codes, block)
         rows, k = wide.shape
-        blocks = -(-k // block)
+        blocks = k // block
         if f"{name}.blocks" not in self.initializers:
-            fields = np.full((rows, blocks * block), 2, np.uint8)
-            fields[:, :k] = wide + 2
-            packed = pack_bits(fields.reshape(-1), 2).reshape(rows, blocks, block // 4)
+            packed = pack_bits(wide + 2, 2).reshape(rows, blocks, block // 4)
             scales = np.ones(rows * blocks, np.float32)
             for key, array in ((f"{name}.blocks", packed), (f"{name}.ones", scales)):
                 self.initializers[key] = numpy_helper.from_array(array, key)
@@ -282,7 +263,10 @@ class OnnxEmitter(Emitter):
             first = self.source.graph.states()[0].name
             begin = self._size(past(first), 1)
             self.memo["positions"] = self.node(
-                "Range", begin, self._keys(), self.constant(np.int64(1))  # type: ignore[arg-type]
+                "Range",
+                begin,
+                self._keys(),
+                self.constant(np.int64(1)),
             )
         return str(self.memo["positions"])
 
@@ -306,7 +290,7 @@ class OnnxEmitter(Emitter):
 
     def key_positions(self) -> str:
         """See `Emitter.key_positions`."""
-        zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))  # type: ignore[arg-type]
+        zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
         keys = self.node("Range", zero, self._keys(), one)
         return self.op("reshape", self.node("Cast", keys, to=TensorProto.FLOAT), shape=(1, -1))
 
@@ -325,24 +309,30 @@ def present(state: str) -> str:
     return f"present.{state}"
 
 
-def pack_bits(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Pack fields of 2 or 4 bits, the first in the lowest bits; the last byte is filled with 0."""
-    per_byte = 8 // bits
-    fields = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
-    fields[: codes.size] = codes.astype(np.uint8) & np.uint8((1 << bits) - 1)
-    packed = np.zeros(len(fields) // per_byte, np.uint8)
-    for index in range(per_byte):
-        packed |= fields[index::per_byte] << np.uint8(bits * index)
-    return packed
-
-
-def with_sentinels(codes: NDArray[Any], block: int, value: int) -> NDArray[Any]:
-    """Return a matrix with a column of ``value`` after every ``block - 1`` columns and at the end."""
-    places = [*range(block - 1, codes.shape[1], block - 1), codes.shape[1]]
-    if len(places) > 1 and places[-1] == places[-2]:
-        places.pop()
-    widened: NDArray[Any] = np.insert(codes, places, value, axis=1)
-    return widened
+FORMS = (
+    Form(
+        "int2",
+        "standard ops, 2-bit weights, integer products: exact in any runtime of opset 25; "
+        "onnxruntime keeps a byte a weight in memory",
+        "ONNX opset 25, onnxruntime 1.30",
+    ),
+    Form(
+        "int4",
+        "standard ops that older runtimes know: 4-bit weights, integer products",
+        "ONNX opset 21, onnxruntime 1.23",
+    ),
+    Form(
+        "dequantize",
+        "standard ops, 2-bit weights that onnxruntime keeps packed: DequantizeLinear with "
+        "sentinel columns",
+        "ONNX opset 25, onnxruntime 1.30",
+    ),
+    Form(
+        "ort",
+        "onnxruntime's own MatMulNBits: fastest there, runs nowhere else",
+        "onnxruntime 1.30",
+    ),
+)
 
 
 class OnnxTarget(Target):
@@ -350,35 +340,11 @@ class OnnxTarget(Target):
 
     name = "onnx"
     suffix = ".onnx"
-    forms = {
-        form.name: form
-        for form in (
-            Form(
-                "int2",
-                "standard ops, 2-bit weights, integer products: exact in any runtime of opset 25; "
-                "onnxruntime keeps a byte a weight in memory",
-                "ONNX opset 25, onnxruntime 1.30",
-            ),
-            Form(
-                "int4",
-                "standard ops that older runtimes know: 4-bit weights, integer products",
-                "ONNX opset 21, onnxruntime 1.20",
-            ),
-            Form(
-                "dequantize",
-                "standard ops, 2-bit weights that onnxruntime keeps packed: DequantizeLinear with "
-                "sentinel columns",
-                "ONNX opset 25, onnxruntime 1.30",
-            ),
-            Form(
-                "ort",
-                "onnxruntime's own MatMulNBits: fastest there, runs nowhere else",
-                "onnxruntime 1.30",
-            ),
-        )
-    }
+    forms: ClassVar[Mapping[str, Form]] = {form.name: form for form in FORMS}
     lowerings = UNIVERSAL
-    _OPSETS: Mapping[str, tuple[int, int]] = {"int4": (21, 10)}  # opset, IR version; else:
+    _OPSETS: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "int4": (21, 10)
+    }  # opset, IR version; else:
     _OPSET = (25, 13)
 
     def write(
@@ -431,7 +397,7 @@ class OnnxTarget(Target):
         for name in source.graph.inputs:
             tensor = source.graph.tensors[name]
             kind = TensorProto.INT32 if tensor.dtype is DType.I32 else TensorProto.FLOAT
-            shape = ["n", *tensor.shape[1:]]
+            shape: list[Any] = ["n", *tensor.shape[1:]]
             made.append(helper.make_tensor_value_info(name, kind, shape))
         for state in source.graph.states():
             shape = [state.shape[0], "past", state.shape[2]]

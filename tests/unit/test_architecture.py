@@ -31,8 +31,13 @@ ORDER = [
     ["alternatives", "measure_losses"],
 ]
 DEVICE = {"runtime", "generation", "tokenizer", "container", "memory"}
-# each is imported in exactly one file
-HEAVY = {"numpy": "_numpy.py", "yaml": "profiles.py", "pytest": "pytest_plugin.py"}
+HEAVY = {  # imported in exactly one file each
+    "numpy": "_numpy.py",
+    "onnx": "onnx.py",
+    "onnxruntime": "onnx_runner.py",
+    "pytest": "pytest_plugin.py",
+    "yaml": "profiles.py",
+}
 
 
 def imports(path: Path, *, typing: bool = False) -> set[str]:

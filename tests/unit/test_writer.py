@@ -180,7 +180,7 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
 
 
 def test_unknown_target_and_checkpoint(tmp_path):
-    with pytest.raises(ArgumentError, match="expected target bte, got 'coreml'"):
-        bitnet_edge.export(mlp(), out=tmp_path / "m", target="coreml")
+    with pytest.raises(ArgumentError, match="expected target bte or .*, got 'nothing'"):
+        bitnet_edge.export(mlp(), out=tmp_path / "m", target="nothing")
     with pytest.raises(ModelError, match="expected a checkpoint directory or a .bte file"):
         bitnet_edge.export(tmp_path / "nothing", out=tmp_path / "m")

@@ -21,7 +21,10 @@ from bitnet_edge.bench.measure import median
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import MissingDependency
 from bitnet_edge.exporters.sources.source import ModelSource
+from bitnet_edge.exporters.targets import load_target
+from bitnet_edge.exporters.targets.target import make_settings
 from bitnet_edge.graph import N_TOKENS, Graph, Kind, ModelInfo, Node, Tensor
+from bitnet_edge.profiles import load_profile
 from bitnet_edge.runtime import load
 
 if TYPE_CHECKING:
@@ -33,7 +36,6 @@ __all__ = ["against_products"]
 
 ROWS, K = 2560, 6912  # the feed-forward's last matrix in the 2B-4T model
 SCALE = 0.01
-_BLOCK = 128  # of onnxruntime: other sizes fall off a cliff
 _CALLS = 50
 
 
@@ -101,7 +103,7 @@ class _OneMatrix:
         return self.weights
 
 
-def _ours(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
+def _source(weights: NDArray[np.int8]) -> ModelSource:
     tensors = [
         Tensor("x", (N_TOKENS, K), DType.F32, Kind.INPUT),
         Tensor("w", (ROWS, K), DType.TERNARY, Kind.CONSTANT),
@@ -110,9 +112,13 @@ def _ours(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
     node = Node("ternary_linear", "linear", ("x", "w", ""), ("y",), {"scale": SCALE})
     named = {tensor.name: tensor for tensor in tensors}
     graph = Graph(ModelInfo("product", "product"), named, (node,), ("x",), ("y",))
+    return ModelSource(graph, _OneMatrix(weights))
+
+
+def _ours(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
     with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
         path = Path(scratch) / "product.bte"
-        export(ModelSource(graph, _OneMatrix(weights)), out=path, prefill_chunk=1)
+        export(_source(weights), out=path, prefill_chunk=1)
         model = load(path, threads=1)  # the mapping outlives the name
     inputs, y = (array("f", x.reshape(-1)),), array("f", bytes(4 * ROWS))
 
@@ -195,36 +201,11 @@ def _tflite(schema: Any, flatbuffers: Any, weights: NDArray[np.int8]) -> bytes:
 
 
 def _onnxruntime(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
-    try:
-        import onnxruntime
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise _missing("onnxruntime (and onnx)", error) from error
-    codes = _two_bits((weights + 2).reshape(ROWS, K // _BLOCK, _BLOCK))  # 2 is the zero point
-    scales = np.full(ROWS * K // _BLOCK, SCALE, np.float32)
-    node = helper.make_node(
-        "MatMulNBits",
-        ["x", "w", "s"],
-        ["y"],
-        domain="com.microsoft",
-        K=K,
-        N=ROWS,
-        bits=2,
-        block_size=_BLOCK,
-        accuracy_level=4,
-    )
-    graph = helper.make_graph(
-        [node],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, K])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, ROWS])],
-        [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(scales, "s")],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda: session.run(None, {"x": x})[0]
+    source = _source(weights)
+    target = load_target("onnx")
+    settings = make_settings(source.graph, load_profile("generic-50mb"), target.form("ort"))
+    with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
+        path = Path(scratch) / "product.onnx"
+        target.write(source, settings, path, metadata={})
+        runner = target.open(path, source, settings)
+    return lambda: runner.run({"x": x})["y"]

@@ -145,11 +145,7 @@ class OnnxEmitter(Emitter):
         if self.form == "ort":
             return self._matmul_n_bits(q, name, codes)
         if self.form == "dequantize":
-            wide = with_sentinels(codes, BLOCK[self.form])
-            matrix = self._packed(name, np.ascontiguousarray(wide.T), "INT2")
-            one = self.constant(np.float32(1))
-            dense = self.node("DequantizeLinear", matrix, one)
-            return self.node("MatMul", self._with_sentinels(q, codes.shape[1]), dense)
+            return self._dequantized_product(q, name, codes)
         matrix = self._packed(name, codes, "INT2" if self.form == "int2" else "INT4")
         narrow = self.node("Cast", matrix, to=TensorProto.INT8)
         product = self.node(
@@ -197,6 +193,15 @@ class OnnxEmitter(Emitter):
         return self.node(
             "Pad", rows, self._integers(0, 0, 0, columns), self.constant(np.float32(value))
         )
+
+    def _dequantized_product(self, q: str, name: str, codes: NDArray[np.int8]) -> str:
+        """`DequantizeLinear` and `MatMul`; onnxruntime 1.32 misreads rows that share a byte."""
+        rows, k = codes.shape
+        wide = np.pad(with_sentinels(codes, BLOCK[self.form]), ((0, -rows % 4), (0, 0)))
+        matrix = self._packed(name, np.ascontiguousarray(wide.T), "INT2")
+        dense = self.node("DequantizeLinear", matrix, self.constant(np.float32(1)))
+        y = self.node("MatMul", self._with_sentinels(q, k), dense)
+        return y if rows == len(wide) else self.op("columns", y, begin=0, end=rows)
 
     def _matmul_n_bits(self, q: str, name: str, codes: NDArray[np.int8]) -> str:
         """``MatMulNBits``: blocks of 2-bit fields around an integer zero point of 2.

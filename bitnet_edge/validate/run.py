@@ -272,7 +272,8 @@ class _Validation:
         self.report.memory["measured"] = measured
         figures = (
             f"{size(measured['private'])} private at context {measured['context']}, under a limit "
-            f"of {size(measured['limit'])} ({measured['mechanism']})"
+            f"of {size(measured['limit'])} ({measured['mechanism']}, page cache "
+            f"{'counted' if measured['counts_page_cache'] else 'not counted'})"
         )
         if measured["private"] > allowed:
             raise CheckFailed(

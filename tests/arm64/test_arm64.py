@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitnet_edge.cli import main
 from tests.conftest import GOLDEN, LAYOUTS, ROOT, checkpoint, require_tool
 
 pytestmark = [
@@ -136,3 +137,19 @@ def test_generate_command(emulated: Run, native: Run, bte: Path) -> None:
     there, here = json.loads(emulated(*command)), json.loads(native(*command))
     assert there["new_tokens"] == 24
     assert (there["text"], there["token_ids"]) == (here["text"], here["token_ids"])
+
+
+def test_validate_command(emulated: Run, bte: Path, folder: Path) -> None:
+    """Golden outputs made here, checked there: by the reference's and by NEON's arithmetic.
+
+    The memory of an emulated process is its emulator's, so that is left out; a board measures it.
+    """
+    golden = folder / "golden.json"
+    assert main(["validate", str(bte), "--skip", "numerics", "--save-golden", str(golden)]) == 0
+    command = ["-m", "bitnet_edge.cli", "validate", bte, "--device", "raspberry-pi-5", "--json"]
+    command += ["--golden", golden, "--skip", "memory", "--skip", "speed"]
+    report = json.loads(emulated(*command))
+    found = {check["name"]: check["status"] for check in report["checks"]}
+    names = ("structure", "isa", "budget", "checksums", "reference", "scalar", "prefill", "threads")
+    assert found == {"memory": "skip", "speed": "skip", **dict.fromkeys([*names, "golden"], "pass")}
+    assert report["machine"]["kernels"] == ["dotprod", "neon"]

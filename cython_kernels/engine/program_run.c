@@ -6,73 +6,23 @@
 // whose order is fixed.
 #include "program_run.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "angles.h"
 #include "head_row.h"
-#include "head_screen.h"
 #include "kernels.h"
 #include "kv_cache.h"
 #include "program.h"
+#include "program_operands.h"
+#include "program_run_head.h"
 
 enum {
   CACHE_LINE = 64,
-  // One work item of a linear layer reads about this much weight: long enough to hide the taking,
-  // short enough to balance cores of different speed.
-  ITEM_BYTES = 32 * 1024,
   GEMV_MAX_PANELS = 16,
-  // A head is far larger than all else: longer streams, still hundreds of items.
-  HEAD_ITEM_BYTES = 128 * 1024,
-  SCREEN_ROWS = 512, // rows of a screened head in one item: as many streams as it keeps
-  GEMM_PANELS = 4,   // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
+  GEMM_PANELS = 4, // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
   GEMM_TOKENS = 64,
   ATTENTION_QUERIES = 32 // of one item, at most, if that is one token
 };
-
-// Row t of operand i: arena and inputs are indexed by token, outputs by output row.
-typedef struct rows {
-  uint32_t begin, end; // tokens this instruction works on
-} rows;
-
-static rows instruction_rows(const be_pass *p, const be_instruction *in) {
-  bool tail = in->flags & BE_FLAG_OUTPUT_ROWS;
-  return (rows){tail ? p->n_tokens - p->output_rows : 0, p->n_tokens};
-}
-
-static const void *resolve_read(const be_pass *p, uint64_t operand) {
-  uint64_t offset = be_operand_offset(operand);
-  switch (be_operand_region(operand)) {
-  case BE_REGION_WEIGHTS:
-    return p->program->weights + offset;
-  case BE_REGION_ARENA:
-    return p->arena + offset;
-  case BE_REGION_STATE:
-    return p->state + offset;
-  case BE_REGION_INPUT:
-    return p->inputs[be_operand_port(operand)];
-  default:
-    return NULL; // an absent optional operand
-  }
-}
-
-// Start of row 0; for an output it lies before the buffer, so that token indices work for both.
-static void *resolve_write(const be_pass *p, uint64_t operand, size_t row_bytes) {
-  uint64_t offset = be_operand_offset(operand);
-  switch (be_operand_region(operand)) {
-  case BE_REGION_STATE:
-    return p->state + offset;
-  case BE_REGION_OUTPUT:
-    return (void *)((uintptr_t)p->outputs[be_operand_port(operand)] -
-                    (p->n_tokens - p->output_rows) * row_bytes);
-  default:
-    return p->arena + offset;
-  }
-}
-
-#define READ(type, index) ((const type *)resolve_read(p, in->operand[index]))
-#define WRITE(type, index, width)                                                                  \
-  ((type *)resolve_write(p, in->operand[index], (size_t)(width) * sizeof(type)))
 
 // Elements as float32, whatever the stored dtype.
 static void widen_row(const be_kernels *k, float *y, const uint8_t *table, uint32_t dtype,
@@ -205,8 +155,6 @@ static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) 
   }
 }
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 // Tokens of one item: their queries share each row of the cache.
 static size_t attention_item_tokens(const be_instruction *in) {
   size_t group = in->dim[0] / in->dim[1];
@@ -215,7 +163,7 @@ static size_t attention_item_tokens(const be_instruction *in) {
 
 static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
   size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
-  rows r = instruction_rows(p, in);
+  be_rows r = be_instruction_rows(p, in);
   size_t tokens = attention_item_tokens(in), kv_head = item % kv_heads, group = heads / kv_heads;
   size_t t = r.begin + item / kv_heads * tokens, position = p->position + t;
   const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
@@ -244,7 +192,7 @@ static size_t ternary_item_panels(const be_instruction *in, size_t tokens) {
   if (tokens > 1)
     return GEMM_PANELS;
   size_t panel_bytes = be_round_up(in->dim[1], BE_BLOCK_K) * (BE_BLOCK_BYTES / BE_BLOCK_K);
-  size_t panels = ITEM_BYTES / panel_bytes;
+  size_t panels = BE_ITEM_BYTES / panel_bytes;
   return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
 }
 
@@ -269,7 +217,7 @@ static void finish_scaled(float *y, size_t count, float s, float w_scale, const 
 // each group, scaled and added in the order of the groups.
 static void run_scaled_panels(const be_pass *p, const be_instruction *in, const uint8_t *w,
                               size_t panels, size_t row, size_t count) {
-  rows r = instruction_rows(p, in);
+  be_rows r = be_instruction_rows(p, in);
   size_t n_rows = in->dim[0], groups = in->dim[2], padded_k = be_round_up(in->dim[1], BE_BLOCK_K);
   size_t panel_bytes = padded_k / BE_BLOCK_K * BE_BLOCK_BYTES, group_k = padded_k / groups;
   size_t group_blocks = group_k / BE_BLOCK_K;
@@ -306,7 +254,7 @@ static void run_scaled_panels(const be_pass *p, const be_instruction *in, const 
 }
 
 static void run_ternary_linear(const be_pass *p, const be_instruction *in, size_t item) {
-  rows r = instruction_rows(p, in);
+  be_rows r = be_instruction_rows(p, in);
   size_t n_rows = in->dim[0], padded_k = be_round_up(in->dim[1], BE_BLOCK_K);
   size_t k_blocks = padded_k / BE_BLOCK_K, panel_bytes = k_blocks * BE_BLOCK_BYTES;
   size_t item_panels = ternary_item_panels(in, r.end - r.begin);
@@ -342,121 +290,9 @@ static void run_ternary_linear(const be_pass *p, const be_instruction *in, size_
   }
 }
 
-static size_t dense_item_rows(const be_instruction *in) {
-  size_t rows_per_item = ITEM_BYTES / (in->dim[1] * be_dtype_bytes(in->dim[2]));
-  return rows_per_item < 8 ? 8 : rows_per_item;
-}
-
-// y[r] = row r of the table times x, for `count` rows from `row` on.
-static void dense_rows(const be_kernels *kernels, float *y, const uint8_t *table, uint32_t dtype,
-                       size_t row, size_t count, size_t k, const float *x) {
-  const uint8_t *w = table + row * k * be_dtype_bytes(dtype);
-  if (dtype == BE_F32)
-    kernels->dense_gemv_f32(y, (const float *)w, count, k, x);
-  else if (dtype == BE_F16)
-    kernels->dense_gemv_f16(y, (const uint16_t *)w, count, k, x);
-  else
-    kernels->dense_gemv_bf16(y, (const uint16_t *)w, count, k, x);
-}
-
-static void run_dense_linear(const be_pass *p, const be_instruction *in, size_t item) {
-  rows r = instruction_rows(p, in);
-  size_t n_rows = in->dim[0], k = in->dim[1];
-  size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
-  const float *bias = READ(float, 3);
-  for (size_t t = r.begin; t < r.end; t++) {
-    float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
-    dense_rows(p->kernels, y, READ(uint8_t, 1), in->dim[2], row, count, k, READ(float, 2) + t * k);
-    if (bias)
-      p->kernels->add_f32(y, y, bias + row, count);
-  }
-}
-
-static size_t head_item_panels(const be_instruction *in) {
-  size_t panels = HEAD_ITEM_BYTES / be_head_panel_bytes(in->dim[2], in->dim[1]);
-  return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
-}
-
-static void run_head_linear(const be_pass *p, const be_instruction *in, size_t item) {
-  rows r = instruction_rows(p, in);
-  size_t n_rows = in->dim[0], k = in->dim[1], padded = be_round_up(k, BE_WIDE_K);
-  size_t groups = padded / BE_I4_GROUP_K, panels = head_item_panels(in);
-  size_t row = item * panels * BE_HEAD_ROWS;
-  size_t count = min_size(panels * BE_HEAD_ROWS, n_rows - row);
-  const uint8_t *w = READ(uint8_t, 1) + item * panels * be_head_panel_bytes(in->dim[2], k);
-  const float *s = READ(float, 3), *bias = READ(float, 5);
-  panels = (count + BE_HEAD_ROWS - 1) / BE_HEAD_ROWS;
-  for (size_t t = r.begin; t < r.end; t++) {
-    const int16_t *q = READ(int16_t, 2) + t * padded;
-    float rows_of_panels[GEMV_MAX_PANELS * BE_HEAD_ROWS]; // y may end within the last panel
-    float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
-    if (in->dim[2] == 8)
-      p->kernels->head_gemv_i8(rows_of_panels, w, panels, k, q, s[t]);
-    else
-      p->kernels->head_gemv_i4(rows_of_panels, w, panels, k, q, READ(int32_t, 4) + t * groups,
-                               s[t]);
-    if (bias)
-      p->kernels->add_f32(y, rows_of_panels, bias + row, count);
-    else
-      memcpy(y, rows_of_panels, count * sizeof *y);
-  }
-}
-
-static void run_screen_limits(const be_pass *p, const be_instruction *in, size_t t) {
-  size_t rows = in->dim[0], k = in->dim[1], padded = be_round_up(k, BE_WIDE_K);
-  const float *y = WRITE(float, 1, rows) + t * rows, *x = READ(float, 4) + t * k;
-  be_screen_limits limits =
-      be_screen_errors(x, READ(int16_t, 2) + t * padded, READ(float, 3)[t], k, in->dim[2]);
-  uint32_t ids[BE_MAX_BEST];
-  if (be_screen_largest(ids, p->best, y, rows) == p->best) {
-    float least = INFINITY;
-    for (size_t i = 0; i < p->best; i++) {
-      float z;
-      dense_rows(p->kernels, &z, READ(uint8_t, 5), in->dim[3], ids[i], 1, k, x);
-      least = z < least || z != z ? z : least; // NaN stays
-    }
-    limits.threshold = least == least ? least - p->margin : -INFINITY;
-  }
-  WRITE(be_screen_limits, 0, 1)[t] = limits;
-}
-
-// Every logit, as run_dense_linear.
-static void run_whole_rows(const be_pass *p, const be_instruction *in, size_t item) {
-  rows r = instruction_rows(p, in);
-  size_t n_rows = in->dim[0], k = in->dim[1];
-  size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
-  for (size_t t = r.begin; t < r.end; t++)
-    dense_rows(p->kernels, WRITE(float, 0, n_rows) + t * n_rows + row, READ(uint8_t, 3), in->dim[2],
-               row, count, k, READ(float, 2) + t * k);
-}
-
-static void run_screened_rows(const be_pass *p, const be_instruction *in, size_t item) {
-  rows r = instruction_rows(p, in);
-  size_t n_rows = in->dim[0], k = in->dim[1], row = item * SCREEN_ROWS;
-  size_t count = min_size(SCREEN_ROWS, n_rows - row), rescored = 0;
-  const float *residuals = READ(float, 4) + row, *norms = residuals + n_rows;
-  uint8_t keep[SCREEN_ROWS];
-  for (size_t t = r.begin; t < r.end; t++) {
-    float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
-    be_screen_keep(keep, y, residuals, norms, count, &READ(be_screen_limits, 1)[t]);
-    for (size_t i = 0, run; i < count; i += run) { // neighbours are computed in one go
-      for (run = 0; i + run < count && keep[i + run]; run++)
-        ;
-      if (run > 0)
-        dense_rows(p->kernels, y + i, READ(uint8_t, 3), in->dim[2], row + i, run, k,
-                   READ(float, 2) + t * k);
-      rescored += run;
-      if (i + run < count)
-        y[i + run++] = -INFINITY;
-    }
-  }
-  atomic_fetch_add_explicit(p->screened, count * (r.end - r.begin), memory_order_relaxed);
-  atomic_fetch_add_explicit(p->rescored, rescored, memory_order_relaxed);
-}
-
 // Independent pieces of work in one instruction of this pass.
 size_t be_item_count(const be_pass *p, const be_instruction *in) {
-  rows r = instruction_rows(p, in);
+  be_rows r = be_instruction_rows(p, in);
   size_t tokens = r.end - r.begin;
   switch (in->opcode) {
   case BE_OP_ternary_linear: {
@@ -464,21 +300,15 @@ size_t be_item_count(const be_pass *p, const be_instruction *in) {
     return (ternary_panels(in) + panels - 1) / panels;
   }
   case BE_OP_dense_linear:
-    return (in->dim[0] + dense_item_rows(in) - 1) / dense_item_rows(in);
+    return be_dense_items(in);
+  case BE_OP_head_linear:
+    return be_head_items(in);
+  case BE_OP_screen_linear:
+    return p->best > 0 ? be_head_items(in) : 0;
   case BE_OP_screen_limits:
     return p->best > 0 ? tokens : 0;
-  case BE_OP_screened_linear: {
-    size_t rows_of_item = p->best > 0 ? SCREEN_ROWS : dense_item_rows(in);
-    return (in->dim[0] + rows_of_item - 1) / rows_of_item;
-  }
-  case BE_OP_screen_linear:
-    if (p->best == 0)
-      return 0;
-    // fall through
-  case BE_OP_head_linear: {
-    size_t rows_of_item = head_item_panels(in) * BE_HEAD_ROWS;
-    return (in->dim[0] + rows_of_item - 1) / rows_of_item;
-  }
+  case BE_OP_screened_linear:
+    return p->best > 0 ? be_screened_items(in) : be_dense_items(in);
   case BE_OP_attention:
     return (tokens + attention_item_tokens(in) - 1) / attention_item_tokens(in) * in->dim[1];
   default:
@@ -487,7 +317,7 @@ size_t be_item_count(const be_pass *p, const be_instruction *in) {
 }
 
 void be_run_item(const be_pass *p, const be_instruction *in, size_t item) {
-  size_t t = instruction_rows(p, in).begin + item; // for the ops whose item is a token
+  size_t t = be_instruction_rows(p, in).begin + item; // for the ops whose item is a token
   switch ((be_opcode)in->opcode) {
   case BE_OP_embed:
     run_embed(p, in, t);
@@ -503,7 +333,7 @@ void be_run_item(const be_pass *p, const be_instruction *in, size_t item) {
     run_ternary_linear(p, in, item);
     break;
   case BE_OP_dense_linear:
-    run_dense_linear(p, in, item);
+    be_run_dense_linear(p, in, item);
     break;
   case BE_OP_gated_activation:
     run_gated_activation(p, in, t);
@@ -527,22 +357,19 @@ void be_run_item(const be_pass *p, const be_instruction *in, size_t item) {
     run_quantize_wide(p, in, t);
     break;
   case BE_OP_head_linear:
-    run_head_linear(p, in, item);
+    be_run_head_linear(p, in, item);
     break;
   case BE_OP_head_embed:
     run_head_embed(p, in, t);
     break;
   case BE_OP_screen_linear:
-    run_head_linear(p, in, item);
+    be_run_head_linear(p, in, item);
     break;
   case BE_OP_screen_limits:
-    run_screen_limits(p, in, t);
+    be_run_screen_limits(p, in, t);
     break;
   case BE_OP_screened_linear:
-    if (p->best > 0)
-      run_screened_rows(p, in, item);
-    else
-      run_whole_rows(p, in, item);
+    be_run_screened_linear(p, in, item);
     break;
   }
 }

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
+MAX_THREADS: int
+
 class Profile:
     def __init__(self, threads: int = 1, capacity: int = 0) -> None: ...
     @property

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 
+from bitnet_edge import _engine
 from bitnet_edge.errors import (
     ArgumentError,
     BadMagic,
@@ -338,7 +339,7 @@ def _check_plan(plan: dict[str, Any]) -> None:
     for key, low, high in (
         ("context", 0, 1 << 20),
         ("prefill_chunk", 1, 1 << 16),
-        ("threads", 1, 64),
+        ("threads", 1, _engine.MAX_THREADS),
         ("allowed_bytes", 1, 1 << 40),
         ("needed_bytes", 1, 1 << 40),
     ):

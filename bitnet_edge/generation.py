@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 
 from bitnet_edge import _engine
 from bitnet_edge.errors import ArgumentError
@@ -11,7 +12,6 @@ from bitnet_edge.tokenizer import StreamDecoder
 
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Sequence
 
     from bitnet_edge.runtime import Model
@@ -20,7 +20,7 @@ __all__ = ["Generation", "Sampling", "Statistics"]
 
 
 class Sampling:
-    """How the next token is chosen; see `Model.generate`.
+    """How the next token is chosen; see `Model.generate`. The engine computes in float32.
 
     Raises
     ------
@@ -38,16 +38,17 @@ class Sampling:
         repetition_window: int = 64,
         seed: int = 0,
     ) -> None:
+        p, floor, penalty = array("f", (top_p, min_p, repetition_penalty))
         for name, value, valid, expected in (
             ("temperature", temperature, 0 <= temperature <= 100, "0 .. 100"),
             ("top_k", top_k, 0 <= top_k < 1 << 31, "0 or more"),
-            ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
-            ("min_p", min_p, 0 <= min_p < 1, "0 or more, below 1"),
+            ("top_p", top_p, 0 < p <= 1, "above 0, at most 1, in float32"),
+            ("min_p", min_p, 0 <= floor < 1, "0 or more, below 1, in float32"),
             (
                 "repetition_penalty",
                 repetition_penalty,
-                0 < repetition_penalty <= 100,
-                "above 0, at most 100",
+                0 < penalty <= 100,
+                "above 0, at most 100, in float32",
             ),
             ("repetition_window", repetition_window, 0 <= repetition_window < 1 << 31, "0 or more"),
             ("seed", seed, 0 <= seed < 1 << 64, "0 .. 2^64 - 1"),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
+from bitnet_edge import _engine
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
@@ -184,8 +185,9 @@ class Planner:
             raise ArgumentError(f"[plan] expected context 1 .. {self.limit}, got {self.target}")
         if prefill_chunk is not None and not 1 <= prefill_chunk <= 4096:
             raise ArgumentError(f"[plan] expected prefill_chunk 1 .. 4096, got {prefill_chunk}")
-        if threads is not None and not 1 <= threads <= 64:
-            raise ArgumentError(f"[plan] expected threads 1 .. 64, got {threads}")
+        most = _engine.MAX_THREADS
+        if threads is not None and not 1 <= threads <= most:
+            raise ArgumentError(f"[plan] expected threads 1 .. {most}, got {threads}")
         if kv_dtype is not None and kv_dtype not in KV_DTYPES:
             names = ", ".join(dtype.value for dtype in KV_DTYPES[:-1])
             raise ArgumentError(

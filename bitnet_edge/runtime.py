@@ -82,8 +82,10 @@ class Model:
             self._budget = parse_bytes(memory_budget)
         if threads is None:
             threads = min(file.plan["threads"], _engine.cpu_available())
-        if not 1 <= threads <= 64:
-            raise ArgumentError(f"[runtime] expected threads 1 .. 64, got {threads}")
+        if not 1 <= threads <= _engine.MAX_THREADS:
+            raise ArgumentError(
+                f"[runtime] expected threads 1 .. {_engine.MAX_THREADS}, got {threads}"
+            )
         self.threads = threads
         program = _engine.Program(file.section("program"), file.section("weights"))
         self._check_budget(program)

@@ -319,7 +319,7 @@ cdef class Session:
     ----------
     program : Program
     threads : int
-        Participants per run, 1 .. 64.
+        Participants per run, 1 .. `MAX_THREADS`.
     """
 
     cdef be_session *session
@@ -701,5 +701,7 @@ def pool_workers():
     """Worker threads in existence."""
     return be_pool_workers()
 
+
+MAX_THREADS = BE_MAX_THREADS  # of a session
 
 set_cpu(os.environ.get("BITNET_EDGE_CPU") or None)

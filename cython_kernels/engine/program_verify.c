@@ -242,6 +242,44 @@ static void schedule(verifier *v, uint32_t index, const extent *extents) {
       v->phase[v->phase_extents++] = extents[i];
 }
 
+// The next word of a list of names, and the list behind it; NULL at its end.
+static const char *next_name(const char **names, size_t *length) {
+  const char *name = *names + strspn(*names, " ");
+  *length = strcspn(name, " ");
+  *names = name + *length;
+  return *length > 0 ? name : NULL;
+}
+
+// What op_table.def names of dims and scalars; the rest is zero.
+static be_status verify_fields(const be_instruction *in, be_error *error) {
+  const char *dims = "", *scalars = "", *name;
+  size_t length;
+  switch ((be_opcode)in->opcode) {
+#define BE_OP(op, opcode, dim_names, scalar_names, operands)                                       \
+  case opcode:                                                                                     \
+    dims = dim_names;                                                                              \
+    scalars = scalar_names;                                                                        \
+    break;
+#include "op_table.def"
+#undef BE_OP
+  }
+  for (size_t i = 0; i < sizeof in->dim / sizeof *in->dim; i++)
+    if (!next_name(&dims, &length) && in->dim[i] != 0)
+      return be_fail(error, BE_ERR_PROGRAM, "dimension not used by the op", -1, -1, 0, in->dim[i]);
+  for (size_t i = 0; i < sizeof in->scalar / sizeof *in->scalar; i++) {
+    uint32_t bits, infinity = 0x7f800000;
+    memcpy(&bits, &in->scalar[i], sizeof bits);
+    name = next_name(&scalars, &length);
+    if (!name && bits != 0)
+      return be_fail(error, BE_ERR_PROGRAM, "scalar not used by the op", -1, -1, 0, bits);
+    if ((bits & infinity) == infinity)
+      return be_fail(error, BE_ERR_PROGRAM, "scalar is not finite (bits)", -1, -1, 0, bits);
+    if (name && length == 3 && memcmp(name, "eps", 3) == 0 && in->scalar[i] < 0)
+      return be_fail(error, BE_ERR_PROGRAM, "eps is negative (bits)", -1, -1, 0, bits);
+  }
+  return BE_OK;
+}
+
 static be_status verify_instruction(verifier *v, uint32_t index) {
   const be_instruction *in = &v->program->instructions[index];
   be_operand_spec specs[BE_MAX_OPERANDS];
@@ -254,6 +292,8 @@ static be_status verify_instruction(verifier *v, uint32_t index) {
                    BE_FLAG_OUTPUT_ROWS, in->flags);
   v->tail = in->flags & BE_FLAG_OUTPUT_ROWS;
   be_status status = be_instruction_specs(in, &v->program->header, specs, v->error);
+  if (status == BE_OK)
+    status = verify_fields(in, v->error);
   for (int i = 0; i < BE_MAX_OPERANDS && status == BE_OK; i++) {
     if (specs[i].access == BE_UNUSED || (specs[i].optional && in->operand[i] == 0)) {
       if (in->operand[i] != 0)

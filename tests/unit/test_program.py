@@ -51,7 +51,7 @@ def with_record(section: bytes, index: int, **fields: int | float) -> bytes:
     start = FIRST + index * RECORD.size
     values = list(RECORD.unpack_from(section, start))
     for name, value in fields.items():
-        base = {"OPCODE": OPCODE, "FLAGS": FLAGS, "DIM": DIM, "OPERAND": OPERAND}
+        base = {"OPCODE": OPCODE, "FLAGS": FLAGS, "DIM": DIM, "SCALAR": SCALAR, "OPERAND": OPERAND}
         stem = name.rstrip("0123456789")
         values[base[stem] + int(name[len(stem) :] or 0)] = value
     return section[:start] + RECORD.pack(*values) + section[start + RECORD.size :]
@@ -204,6 +204,27 @@ def test_reserved_record_fields(program):
     section, weights = program
     start = FIRST + 48
     refused(section[:start] + b"\1" + section[start + 1 :], weights, "reserved field")
+
+
+@pytest.mark.parametrize(
+    ("op", "field", "value", "message"),
+    [
+        ("add", "DIM1", 1, "dimension not used by the op.*expected 0, got 1"),
+        ("attention", "DIM6", 7, "dimension not used by the op.*expected 0, got 7"),
+        ("add", "SCALAR0", 1.0, "scalar not used by the op"),
+        ("rms_norm_quantize", "SCALAR1", -0.0, "scalar not used by the op"),
+        ("rms_norm_quantize", "SCALAR0", float("nan"), "scalar is not finite"),
+        ("rms_norm_quantize", "SCALAR0", -1e-6, "eps is negative"),
+        ("ternary_linear", "SCALAR0", float("inf"), "scalar is not finite"),
+        ("attention", "SCALAR0", float("-inf"), "scalar is not finite"),
+        ("embed", "SCALAR0", float("nan"), "scalar is not finite"),
+        ("rope_angles", "SCALAR0", float("inf"), "scalar is not finite"),
+    ],
+)
+def test_unused_and_unreasonable_fields(program, op, field, value, message):
+    section, weights = program
+    changed = with_record(section, index_of(section, op), **{field: value})
+    refused(changed, weights, message)
 
 
 def test_attention_without_positions(program):

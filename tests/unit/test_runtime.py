@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bitnet_edge
+from bitnet_edge import _engine
 from bitnet_edge.errors import ArgumentError, BudgetExceeded, FormatError
 from bitnet_edge.memory import parse_bytes, private_bytes
 from tests.conftest import PROMPT
@@ -65,7 +66,7 @@ def test_numpy_ids_are_welcome(model):
 
 
 def test_threads_are_checked(bte):
-    for threads in (0, 65):
+    for threads in (0, _engine.MAX_THREADS + 1):
         with pytest.raises(ArgumentError, match="expected threads 1 .. 64"):
             bitnet_edge.load(bte, threads=threads)
     assert bitnet_edge.load(bte, threads=2).threads == 2

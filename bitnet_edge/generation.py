@@ -168,6 +168,11 @@ class Generation:
                 return piece
         raise StopIteration
 
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of the sampler, which lives as long as this generation."""
+        return self._sampler.private_bytes
+
     def text(self) -> str:
         """Run to the end and return the rest of the text."""
         return "".join(self)

@@ -10,7 +10,7 @@ from bitnet_edge import _engine
 from bitnet_edge.container import BteFile, open_bte
 from bitnet_edge.errors import ArgumentError, BudgetExceeded, FormatError
 from bitnet_edge.generation import Generation, Sampling
-from bitnet_edge.memory import THREAD_BYTES, MemoryReport, parse_bytes, private_bytes
+from bitnet_edge.memory import THREAD_BYTES, MemoryReport, parse_bytes, private_bytes, private_in
 from bitnet_edge.tokenizer import Tokenizer
 
 TYPE_CHECKING = False  # typing and pathlib would cost the device 1.3 MB
@@ -282,15 +282,14 @@ class Model:
     # -- memory -----------------------------------------------------------------------------
 
     def memory_report(self) -> MemoryReport:
-        """Return planned, allocated and measured memory."""
+        """Return planned and measured memory."""
         session = self.session
-        tokenizer = self._tokenizer.private_bytes if self._tokenizer else 0
+        own = private_in(session.blocks)
         return MemoryReport(
             dict(self.file.plan["private_bytes"]),
             {
-                "arena": session.program.arena_bytes,
-                "kv_cache": session.program.state_bytes,
-                "tokenizer": tokenizer,
+                **(dict(zip(("arena", "kv_cache"), own, strict=True)) if own else {}),
+                "tokenizer": self._tokenizer.private_bytes if self._tokenizer else 0,
                 "engine": session.program.private_bytes + session.private_bytes,
             },
             self._budget,

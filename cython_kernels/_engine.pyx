@@ -92,6 +92,10 @@ cdef extern from "bitnet_edge.h":
                                 uint32_t threads) nogil
     void be_session_destroy(be_session *session) nogil
     size_t be_session_bytes(const be_session *session) nogil
+    ctypedef enum be_region:
+        BE_REGION_ARENA
+        BE_REGION_STATE
+    const void *be_session_block(const be_session *session, be_region region) nogil
     uint32_t be_session_position(const be_session *session) nogil
     uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
                                uint32_t positions) nogil
@@ -357,6 +361,14 @@ cdef class Session:
     def private_bytes(self):
         """Bytes beyond arena and state."""
         return be_session_bytes(self.session) + self.logits_width * sizeof(float)
+
+    @property
+    def blocks(self):
+        """(address, bytes) of the arena and of the KV cache, each in mappings of its own."""
+        return (
+            (<size_t>be_session_block(self.session, BE_REGION_ARENA), self.program.arena_bytes),
+            (<size_t>be_session_block(self.session, BE_REGION_STATE), self.program.state_bytes),
+        )
 
     def profile(self, Profile profile):
         """Record the times of the runs from now on; ``None`` stops it.

@@ -3,12 +3,11 @@
 // shared out among the threads (work_share.h), a barrier separates phases that are shared.
 #include <stdlib.h>
 
+#include "block.h"
 #include "profile.h"
 #include "program_run.h"
 #include "thread_pool.h"
 #include "work_share.h"
-
-enum { CACHE_LINE = 64 };
 
 // Runs that touch less take some 20 ms on the slowest board, and are not polled.
 #define POLLED_BYTES (UINT64_C(16) << 20)
@@ -16,9 +15,8 @@ enum { CACHE_LINE = 64 };
 
 struct be_session {
   const be_program *program;
-  uint8_t *arena, *state;
-  void *arena_block, *state_block; // as allocated, before alignment
-  be_work_share *share;            // of the phase that is running
+  be_block arena, state;
+  be_work_share *share; // of the phase that is running
   void *share_block;
   be_profile *profile; // NULL: not recorded
   be_poll *poll;       // NULL: not asked
@@ -191,38 +189,27 @@ static void run_share(void *context, unsigned thread, unsigned n_threads, be_bar
   }
 }
 
-static void *align_up(void *block) {
-  return (void *)(uintptr_t)be_round_up((uintptr_t)block, CACHE_LINE);
-}
-
 be_status be_session_create(be_session **out, const be_program *program, uint32_t threads) {
   *out = NULL;
   if (threads < 1 || threads > BE_MAX_THREADS)
     return BE_ERR_ARGUMENT;
-  const be_program_header *header = &program->header;
-  // A file's 64-bit sizes must not be narrowed to a 32-bit size_t.
-  if (header->arena_bytes > SIZE_MAX - CACHE_LINE || header->state_bytes > SIZE_MAX - CACHE_LINE)
-    return BE_ERR_NO_MEMORY;
   be_session *session = calloc(1, sizeof *session);
   if (!session)
     return BE_ERR_NO_MEMORY;
   session->program = program;
   session->threads = threads;
-  // calloc: pages of a large block stay untouched, hence uncounted, until they are used.
-  session->arena_block = calloc(1, (size_t)header->arena_bytes + CACHE_LINE);
-  session->state_block = calloc(1, (size_t)header->state_bytes + CACHE_LINE);
   session->share_block = calloc(1, be_work_share_bytes(threads) + BE_WORK_LINE);
-  be_status status = BE_OK;
-  if (!session->arena_block || !session->state_block || !session->share_block)
-    status = BE_ERR_NO_MEMORY;
-  else if (threads > 1)
+  be_status status = session->share_block ? BE_OK : BE_ERR_NO_MEMORY;
+  if (status == BE_OK)
+    status = be_block_create(&session->arena, program->header.arena_bytes);
+  if (status == BE_OK)
+    status = be_block_create(&session->state, program->header.state_bytes);
+  if (status == BE_OK && threads > 1)
     status = be_pool_reserve(threads);
   if (status != BE_OK) {
     be_session_destroy(session);
     return status;
   }
-  session->arena = align_up(session->arena_block);
-  session->state = align_up(session->state_block);
   session->share = be_work_share_in(session->share_block);
   *out = session;
   return BE_OK;
@@ -231,14 +218,18 @@ be_status be_session_create(be_session **out, const be_program *program, uint32_
 void be_session_destroy(be_session *session) {
   if (!session)
     return;
-  free(session->arena_block);
-  free(session->state_block);
+  be_block_destroy(&session->arena);
+  be_block_destroy(&session->state);
   free(session->share_block);
   free(session);
 }
 
 size_t be_session_bytes(const be_session *session) {
   return sizeof *session + be_work_share_bytes(session->threads) + BE_WORK_LINE;
+}
+
+const void *be_session_block(const be_session *session, be_region region) {
+  return region == BE_REGION_STATE ? session->state.data : session->arena.data;
 }
 
 uint32_t be_session_position(const be_session *session) { return session->valid_positions; }
@@ -302,8 +293,8 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
                          uint32_t output_rows, const void *const *inputs, void *const *outputs,
                          be_error *error) {
   job j = {
-      .pass = {session->program, &dispatch, session->arena, session->state, inputs, outputs,
-               n_tokens, position, output_rows, best_of_run(session), session->margin,
+      .pass = {session->program, &dispatch, session->arena.data, session->state.data, inputs,
+               outputs, n_tokens, position, output_rows, best_of_run(session), session->margin,
                &session->screened, &session->rescored},
       .share = session->share,
       .profile = session->profile,

@@ -119,7 +119,9 @@ uint32_t be_program_phase_count(const be_program *program); // barriers of one r
 // Allocates arena and state, zeroed. `threads` >= 1 participants per run.
 be_status be_session_create(be_session **out, const be_program *program, uint32_t threads);
 void be_session_destroy(be_session *session);
-size_t be_session_bytes(const be_session *session);      // beyond arena and state
+size_t be_session_bytes(const be_session *session); // beyond arena and state
+// Begin of the arena (BE_REGION_ARENA) or state (BE_REGION_STATE), for measuring its pages.
+const void *be_session_block(const be_session *session, be_region region);
 uint32_t be_session_position(const be_session *session); // rows valid in the KV cache
 
 // Bytes of one cache tensor (keys or values of one layer) in the state; dtype is BE_F32, BE_F16,

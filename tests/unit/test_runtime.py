@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.errors import ArgumentError, BudgetExceeded, FormatError
-from bitnet_edge.memory import parse_bytes, private_bytes
+from bitnet_edge.memory import parse_bytes, private_bytes, private_in
 from tests.conftest import PROMPT
 from tests.graphs import decoder, mlp
 
@@ -197,14 +198,37 @@ def test_models_in_threads_do_not_disturb_each_other(bte):
 
 
 def test_memory_report(model):
+    fresh = model.memory_report()
+    assert set(fresh.measured) == {"arena", "kv_cache", "tokenizer", "engine"}
+    assert fresh.measured["kv_cache"] == 0  # reserved, and not private before it is written
+    model.generate(PROMPT, max_tokens=8).text()
     report = model.memory_report()
-    assert report.allocated["arena"] == report.planned["arena"]
-    assert report.allocated["kv_cache"] == report.planned["kv_cache"]
-    for name in ("tokenizer", "engine"):
-        assert 0 < report.allocated[name] <= report.planned[name]
+    for name, measured in report.measured.items():
+        assert 0 < measured <= report.planned[name] + 8192, name  # two half-used pages
     assert report.budget == 50 << 20
     assert report.process_private > 1 << 20
     assert report.to_json()["weights_bytes"] == report.weights
+
+
+def test_a_report_without_smaps_says_what_it_knows(model, monkeypatch):
+    monkeypatch.setattr("bitnet_edge.runtime.private_in", lambda blocks: None)
+    assert set(model.memory_report().measured) == {"tokenizer", "engine"}
+
+
+def test_private_bytes_of_mappings(monkeypatch):
+    smaps = (
+        b"1000-3000 rw-p 00000000 00:00 0\nPrivate_Dirty:         8 kB\nSwap:     4 kB\n"
+        b"3000-4000 ---p 00000000 00:00 0\nPrivate_Dirty:         0 kB\nVmFlags: mr mw\n"
+        b"5000-9000 rw-p 00000000 00:00 0 [anon:x]\nPrivate_Dirty:        16 kB\n"
+    )
+    monkeypatch.setattr("builtins.open", lambda *_: io.BytesIO(smaps))
+    assert private_in([(0x1040, 0x1000), (0x5000, 0x4000), (0x4000, 0x1000)]) == [12288, 16384, 0]
+
+    def missing(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert private_in([(0, 1)]) is None
 
 
 def test_private_memory_of_a_whole_process_stays_under_12_mb(bte):

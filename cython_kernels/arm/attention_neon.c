@@ -2,6 +2,12 @@
 // Attention, see scalar/attention_tiles.h for the loops: 16 lanes are four registers. 2 queries
 // times 2 keys (or times 32 columns) are four sums in 16 of the 32 registers; the 16 of 32-bit NEON
 // hold two sums.
+#include "kernels.h"
+
+#if BE_ARCH_ARM64 && !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns") // moves loads up until sums must go to the stack
+#endif
+
 #include "arm/neon.h"
 #include "scalar/kv_rows.h"
 

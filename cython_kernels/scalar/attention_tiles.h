@@ -205,11 +205,14 @@ INLINE void weigh_tile(tile *t, part v, size_t end, weigh_one *one, const be_kv_
 // Columns begin .. end - 1 of n rows, as floats.
 INLINE void widen_rows(float *y, be_kv_rows rows, size_t n, size_t begin, size_t end,
                        size_t head_dim, const be_kv_format format) {
-  const bool floats = format == BE_KV_F32 || format == BE_KV_F16; // codes are padded
-  for (size_t j = 0; j < n; j++)
-    for (size_t d = begin; d < end; d += BE_LANES, y += BE_LANES)
-      store16(y, floats && d + BE_LANES > head_dim ? load_row_end(rows, j, d, head_dim - d, format)
-                                                   : load_row(rows, j, d, format));
+  const bool codes = format == BE_KV_I8 || format == BE_KV_I4; // whose rows are padded
+  const size_t whole = codes || end <= head_dim ? end : head_dim / BE_LANES * BE_LANES;
+  for (size_t j = 0; j < n; j++) {
+    for (size_t d = begin; d < whole; d += BE_LANES, y += BE_LANES)
+      store16(y, load_row(rows, j, d, format));
+    for (size_t d = most(begin, whole); d < end; d += BE_LANES, y += BE_LANES)
+      store16(y, load_row_end(rows, j, d, head_dim - d, format));
+  }
 }
 
 // What is done once for each format. One function per loop: alone, each gets all registers.
@@ -242,49 +245,66 @@ DEFINE_LOOPS(F16, 2 * TILE_QUERIES)
 DEFINE_LOOPS(I8, TILE_QUERIES)
 DEFINE_LOOPS(I4, TILE_QUERIES)
 
-// be_softmax_step for one query, whose scores are -inf around its keys, in whole lanes.
-NOINLINE void softmax_step(be_softmax *state, float *s, be_keys keys, float *out, size_t width) {
+// The dots of one query to scores, -inf around its keys in whole lanes; returns the largest of them
+// and the maximum before. Scales are those of the block's key `first` on.
+INLINE float finish_scores(tile *t, size_t i, const float *k_scales, size_t first, float scale) {
+  const be_keys keys = t->keys[i];
   const size_t low = keys.low / BE_LANES * BE_LANES;
-  const v16 before = splat16(&state->max);
-  v16 m = before;
+  const v16 factor = splat16(&scale);
+  float *s = t->s[i];
+  for (size_t j = keys.low; k_scales && j < keys.high; j++)
+    s[j] *= k_scales[j - first];
+  for (size_t j = low; j < keys.high; j += BE_LANES)
+    store16(s + j, multiply16(load16(s + j), factor));
+  for (size_t j = low; j < keys.low; j++)
+    s[j] = -INFINITY;
+  for (size_t j = keys.high; j % BE_LANES != 0; j++)
+    s[j] = -INFINITY;
+  v16 m = splat16(&t->states[i].max);
   for (size_t j = low; j < keys.high; j += BE_LANES)
     m = greater16(load16(s + j), m);
-  const float b = largest(m);
+  return largest(m);
+}
 
-  v16 sum = load16(state->sum.lane);
-  if (b > state->max) {
-    const float correction = be_exp(state->max - b);
-    const v16 c = splat16(&correction);
-    sum = multiply16(sum, c);
-    for (size_t d = 0; d < width; d += BE_LANES)
-      store16(out + d, multiply16(load16(out + d), c));
-    state->max = b;
-  }
-  const v16 max = splat16(&state->max);
-  for (size_t j = low; j < keys.high; j += BE_LANES) {
+// Moves one query to its new maximum.
+INLINE void move(tile *t, size_t i, float max) {
+  const float correction = be_exp(t->states[i].max - max);
+  const v16 c = splat16(&correction);
+  float *out = t->out + i * t->width, *sum = t->states[i].sum.lane;
+  t->states[i].max = max;
+  store16(sum, multiply16(load16(sum), c));
+  for (size_t d = 0; d < t->width; d += BE_LANES)
+    store16(out + d, multiply16(load16(out + d), c));
+}
+
+// Scores to weights of the rows of values, and their sum.
+INLINE void finish_weights(tile *t, size_t i, const float *v_scales, size_t first) {
+  const be_keys keys = t->keys[i];
+  const v16 max = splat16(&t->states[i].max);
+  float *s = t->s[i], *lanes = t->states[i].sum.lane;
+  v16 sum = load16(lanes);
+  for (size_t j = keys.low / BE_LANES * BE_LANES; j < keys.high; j += BE_LANES) {
     v16 p = exp16(subtract16(load16(s + j), max));
     store16(s + j, p);
     sum = add16(sum, p);
   }
-  store16(state->sum.lane, sum);
-}
-
-// Dots to weights of the rows of values. Scales are those of the block's key `first` on.
-NOINLINE void weights(tile *t, size_t i, const float *k_scales, const float *v_scales, size_t first,
-                      float scale) {
-  const be_keys keys = t->keys[i];
-  float *s = t->s[i];
-  for (size_t j = keys.low; k_scales && j < keys.high; j++)
-    s[j] *= k_scales[j - first];
-  for (size_t j = keys.low; j < keys.high; j++)
-    s[j] *= scale;
-  for (size_t j = keys.low / BE_LANES * BE_LANES; j < keys.low; j++)
-    s[j] = -INFINITY;
-  for (size_t j = keys.high; j % BE_LANES != 0; j++)
-    s[j] = -INFINITY;
-  softmax_step(&t->states[i], s, keys, t->out + i * t->width, t->width);
+  store16(lanes, sum);
   for (size_t j = keys.low; v_scales && j < keys.high; j++)
     s[j] *= v_scales[j - first];
+}
+
+// be_softmax_step for every query; one step of all before the next one of any, because a query's
+// own steps wait for each other.
+NOINLINE void softmax_tile(tile *t, const float *k_scales, const float *v_scales, size_t first,
+                           float scale) {
+  float max[MAX_QUERIES];
+  for (size_t i = 0; i < t->n; i++)
+    max[i] = finish_scores(t, i, k_scales, first, scale);
+  for (size_t i = 0; i < t->n; i++)
+    if (max[i] > t->states[i].max)
+      move(t, i, max[i]);
+  for (size_t i = 0; i < t->n; i++)
+    finish_weights(t, i, v_scales, first);
 }
 
 // One block of keys, of which rows 0 .. of k and v are `keys`.
@@ -304,10 +324,8 @@ NOINLINE void attend_block(tile *t, be_kv_rows k, be_kv_rows v, be_keys keys, si
       score_F32(t, (part){floats, keys.low + j, 0}, be_kv_rows_from(v, j), rows);
     }
   }
-  for (size_t i = 0; i < t->n; i++)
-    if (t->keys[i].low < t->keys[i].high)
-      weights(t, i, scaled ? (const float *)(const void *)k.scales : NULL,
-              scaled ? (const float *)(const void *)v.scales : NULL, keys.low, scale);
+  softmax_tile(t, scaled ? (const float *)(const void *)k.scales : NULL,
+               scaled ? (const float *)(const void *)v.scales : NULL, keys.low, scale);
   if (!wide) {
     loops->weigh(t, (part){v, keys.low, 0}, t->width);
   } else {

@@ -14,10 +14,17 @@ enum { TILE_QUERIES = 2, TILE_SUMS = 4 };
 typedef be_m256x2 v16;
 
 INLINE v16 zero16(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-INLINE v16 load16(const float *x) { return be_load16(x, 0, BE_FORMAT_F32); }
 INLINE v16 add_products(v16 sum, v16 a, v16 b) { return be_add_products(sum, a, b); }
 INLINE v16 exp16(v16 x) { return (v16){be_exp8(x.low), be_exp8(x.high)}; }
 INLINE float tree(v16 v) { return be_tree(v); }
+
+// The empty assembly keeps gcc from loading again, as a memory operand, at each use.
+INLINE v16 in_registers(v16 v) {
+  __asm__("" : "+x"(v.low), "+x"(v.high));
+  return v;
+}
+
+INLINE v16 load16(const float *x) { return in_registers(be_load16(x, 0, BE_FORMAT_F32)); }
 
 INLINE v16 splat16(const float *x) {
   __m256 v = _mm256_broadcast_ss(x);
@@ -55,7 +62,7 @@ INLINE float largest(v16 m) {
 INLINE v16 load_row(be_kv_rows rows, size_t j, size_t d, const be_kv_format format) {
   const uint8_t *row = rows.data + j * rows.row_bytes;
   if (format == BE_KV_F32 || format == BE_KV_F16)
-    return be_load16(row, d, format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
+    return in_registers(be_load16(row, d, format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16));
   if (format == BE_KV_I8) {
     __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d)));
     __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d + 8)));
@@ -70,7 +77,7 @@ INLINE v16 load_row(be_kv_rows rows, size_t j, size_t d, const be_kv_format form
   __m256 s = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)(scale << 16)));
   __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
   __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8)));
-  return (v16){_mm256_mul_ps(low, s), _mm256_mul_ps(high, s)};
+  return in_registers((v16){_mm256_mul_ps(low, s), _mm256_mul_ps(high, s)});
 }
 
 INLINE v16 load_row_end(be_kv_rows rows, size_t j, size_t d, size_t n, const be_kv_format format) {

@@ -50,18 +50,27 @@ INLINE v16 load_row_end(be_kv_rows rows, size_t j, size_t d, size_t n, const be_
                           format == BE_KV_F32 ? BE_FORMAT_F32 : BE_FORMAT_F16);
 }
 
-// The first two levels of four trees: 128-bit lane i holds lanes 0-3 of the i-th argument.
-INLINE v16 tree4_of_4(v16 a, v16 b, v16 c, v16 d) {
-  v16 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  v16 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+// Two trees become one vector by a level: what stays is blended, what is added to it crosses over,
+// which takes one shuffle where two operands of an addition would take two.
+//
+// The first level: sums of a in lanes 0-7, of b in lanes 8-15.
+INLINE v16 tree8_of_2(v16 a, v16 b) {
+  __m512d crossed = _mm512_shuffle_f64x2(_mm512_castps_pd(a), _mm512_castps_pd(b), 0x4e);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_castpd_ps(crossed));
 }
 
-// The third level, in each 128-bit lane: two lanes of a, then two of b.
+// The second: 128-bit lane i holds four sums of the i-th argument.
+INLINE v16 tree4_of_4(v16 a, v16 b, v16 c, v16 d) {
+  const __m512i cross =
+      _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  v16 ac = tree8_of_2(a, c), bd = tree8_of_2(b, d);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, ac, bd), _mm512_permutex2var_ps(ac, cross, bd));
+}
+
+// The third, in each 128-bit lane: two sums of a, then two of b.
 INLINE v16 tree2_of_2(v16 a, v16 b) {
-  __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                       _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  __m512d crossed = _mm512_shuffle_pd(_mm512_castps_pd(a), _mm512_castps_pd(b), 0x55);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_castpd_ps(crossed));
 }
 
 // Sixteen trees at once, four queries times four keys.

@@ -50,6 +50,7 @@ cdef extern from "bitnet_edge.h":
         uint16_t opcode
         uint16_t flags
         uint32_t *dim
+        float *scalar
         uint64_t *operand
 
     ctypedef struct be_port:
@@ -292,6 +293,17 @@ cdef class Program:
             {dims[i]: record.dim[i] for i in range(len(dims))},
             {operands[i].rstrip("?"): record.operand[i] for i in range(len(operands))},
         )
+
+    def scalars(self, uint32_t index):
+        """Scalars of an instruction by the names that `op_table` gives."""
+        cdef const be_instruction *record = be_program_instruction(self.program, index)
+        cdef const be_op_row *row = be_op_rows
+        if record == NULL:
+            raise IndexError(f"[engine] no instruction {index}")
+        while row.opcode != record.opcode:
+            row += 1
+        names = row.scalars.decode().split()
+        return {names[i]: record.scalar[i] for i in range(len(names))}
 
     @property
     def inputs(self):
@@ -649,6 +661,31 @@ cdef class Sampler:
     @property
     def private_bytes(self):
         return be_sampler_bytes(self.sampler)
+
+    def pick(self, const float[::1] logits not None, recent=None):
+        """Pick the next token from a row of logits that no `Session` holds.
+
+        Raises
+        ------
+        ArgumentError
+            When the row has another width.
+        OutOfRange
+            When it has no finite logit.
+        """
+        cdef const int32_t[::1] ids
+        cdef const int32_t *penalised = NULL
+        cdef size_t n = 0
+        cdef int32_t token = 0
+        if logits.shape[0] != self.vocab_size:
+            raise errors.ArgumentError(f"[engine] sampler for {self.vocab_size} tokens, logits of "
+                                       f"{logits.shape[0]}")
+        if recent is not None and len(recent) > 0:
+            ids = recent
+            penalised = &ids[0]
+            n = ids.shape[0]
+        raise_status(be_sampler_next(self.sampler, &self.parameters, &logits[0], penalised, n,
+                                     &token), "no finite logit to choose from")
+        return token
 
 
 include "tokenizer.pxi"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// rms_norm            y = (x * r) * gain,  r = 1 / sqrt(sum(x^2) / width + eps), row by row
+// rms_norm            y = (x * r) * gain,  r = 1 / sqrt(sum(x^2) / width + eps), row by row; y may
+//                     be x
 // rms_norm_quantize   v = (x * r) * gain;  m = max(absmax(v), 1e-5);  s = 127 / m;
 //                     q = clamp(round_half_even(v * s), -128, 127), zeros up to a multiple of 16;
 //                     q_sum = sum(q); v is never stored
@@ -29,7 +30,8 @@ inline float reciprocal_rms(device const float *x, uint width, float eps,
     if (lane == 0)
       scratch[0] = sum;
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  // y may be x: what was read here is written behind this barrier.
+  threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
   float mean = scratch[0] / float(width);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   return 1.0f / sqrt(mean + eps);

@@ -199,10 +199,15 @@ def files(folder: str = FOLDER) -> tuple[str, ...]:
     return tuple(sorted(name for name in os.listdir(folder) if name.endswith(".metal")))
 
 
+_KNOWN: dict[str, dict[str, Kernel]] = {}  # by folder
+
+
 def kernels(folder: str = FOLDER) -> dict[str, Kernel]:
-    """Return every kernel of the folder by name."""
-    return {
-        kernel.name: kernel
-        for file in files(folder)
-        for kernel in parse(source(file, folder), file)
-    }
+    """Return every kernel of the folder by name; the sources are read once."""
+    if folder not in _KNOWN:
+        _KNOWN[folder] = {
+            kernel.name: kernel
+            for file in files(folder)
+            for kernel in parse(source(file, folder), file)
+        }
+    return _KNOWN[folder]

@@ -134,7 +134,9 @@ def rms_norm(rng: Rng) -> Case:
     x, gain, eps = _rows(rng, tokens, width), _rows(rng, width), f32(1e-5)
     y = REFERENCE["rms_norm"]({"x": x, "weight": gain}, {"eps": float(eps)}, 0)
     made = geometry("rms_norm", {"width": width}, {"eps": eps}, Pass(tokens))
-    return Case(_launch(made, {"y": _blank(x.shape), "x": x, "gain": gain}), {"y": y})
+    in_place = rng.random() < 0.5
+    buffers = {"y": x if in_place else _blank(x.shape), "x": x, "gain": gain}
+    return Case(_launch(made, buffers), {"y": y})
 
 
 def _quantized(x: Any) -> dict[str, Any]:

@@ -164,10 +164,18 @@ MUTANTS = [
     Mutant(
         "barrier of the wrong memory",
         "rms_norm.metal",
-        "threadgroup_barrier(mem_flags::mem_threadgroup);\n  float mean",
-        "threadgroup_barrier(mem_flags::mem_device);\n  float mean",
+        "mem_flags::mem_threadgroup | mem_flags::mem_device",
+        "mem_flags::mem_device",
         "rms_norm",
         "race|uninitialised",
+    ),
+    Mutant(
+        "a norm in place overwrites what others still read",
+        "rms_norm.metal",
+        "mem_flags::mem_threadgroup | mem_flags::mem_device",
+        "mem_flags::mem_threadgroup",
+        "rms_norm",
+        "race",
     ),
     Mutant(
         "rope in place reads what it wrote",

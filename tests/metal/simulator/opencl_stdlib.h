@@ -19,6 +19,7 @@ template <class To, class From> To as_type(From x) { return __builtin_astype(x, 
 
 namespace metal {
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+mem_flags operator|(mem_flags a, mem_flags b);
 void threadgroup_barrier(mem_flags flags);
 void simdgroup_barrier(mem_flags flags);
 template <class T> T simd_shuffle(T value, ushort lane);

@@ -24,6 +24,8 @@ for name, sampling in {
     "filtered": {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 2**63},
     "penalty": {"temperature": 0.7, "repetition_penalty": 1.2, "seed": 1},
 }.items():
-    said[name] = bitnet_edge.load(path).generate("JULIET:\n", 32, **sampling).text()
+    generation = bitnet_edge.load(path).generate("JULIET:\n", 32, **sampling)
+    said[name] = generation.text()
+    said[f"{name}, exact rows"] = generation.statistics.rescored_share
 assert "numpy" not in sys.modules
 print(json.dumps({"machine": platform.machine(), "said": said}))

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bitnet_edge
 from bitnet_edge.cli import main
 from tests.conftest import GOLDEN, LAYOUTS, ROOT, checkpoint, require_tool
 
@@ -111,15 +112,19 @@ def test_each_cpu_is_served_by_its_best_kernels(cpu: str, emulated: Run, folder:
     assert set(best.values()) - {"scalar"} == set(CPUS[cpu])
 
 
+@pytest.mark.parametrize("head", ["stored", "screened-int4", "screened-int8"])
 @pytest.mark.parametrize("cpu", CPUS)
-def test_golden_text(cpu: str, emulated: Run, native: Run, bte: Path, folder: Path) -> None:
+def test_golden_text(cpu: str, head: str, emulated: Run, native: Run, folder: Path) -> None:
     """Logits, greedy and seeded text of a model exported here, equal to the bit."""
+    bte = folder / f"{head}.bte"
+    bitnet_edge.export(checkpoint("packed"), out=bte, head_dtype=head, force=True)
     ids = folder / "ids.json"
     with np.load(GOLDEN / "reference.npz") as data:
         ids.write_text(json.dumps(data["packed/3/greedy"].tolist()))
     there = json.loads(emulated(SCRIPT, bte, ids, cpu=cpu))
     assert there["machine"] == "aarch64"
     assert there["said"] == json.loads(native(SCRIPT, bte, ids))["said"]
+    assert (there["said"]["greedy, exact rows"] is None) == (head == "stored")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

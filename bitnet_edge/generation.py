@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import time
 from array import array
+from time import perf_counter
 
 from bitnet_edge import _engine
 from bitnet_edge.errors import ArgumentError
@@ -134,7 +134,7 @@ class Generation:
         self._context = model.context
         self._ids = ids
         self._max_tokens = max_tokens
-        self._sampling = sampling
+        self._window = 0 if sampling.repetition_penalty == 1 else sampling.repetition_window
         self._stop = stop
         self._eos_ids = eos_ids
         self._turn = turn
@@ -196,55 +196,49 @@ class Generation:
             raise
 
     def _decode(self) -> str:
-        token = self._next_token()
-        self.token_ids.append(token)
-        self.statistics.new_tokens += 1
+        start = perf_counter()
+        session = self._model.session_for(self._turn)
+        ids, tokens, statistics = self._ids, self.token_ids, self.statistics
+        recent = ids[-self._window :] if self._window else None
+        if tokens:
+            token = session.next(self._sampler, ids[-1], len(ids) - 1, recent)
+            statistics.decode_seconds += perf_counter() - start
+        else:
+            self._prefill(len(recent) if recent else 0)
+            token = session.sample(self._sampler, recent)
+            statistics.prefill_seconds += perf_counter() - start
+        ids.append(token)
+        tokens.append(token)
+        statistics.new_tokens += 1
         if token in self._eos_ids:
             return self._finish("eos")
         if self._decoder is not None:
             self._held += self._decoder.push(token)
-            found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
-            if found:
-                self._held = self._held[: min(found)]
-                self._decoder = None
+            if self._stop and self._cut_at_stop():
                 return self._finish("stop")
-        if len(self.token_ids) >= self._max_tokens:
+        if len(tokens) >= self._max_tokens:
             return self._finish("max_tokens")
-        if len(self._ids) > self._context:
+        if len(ids) > self._context:
             return self._finish("context")
         if not self._stop:
             ready, self._held = self._held, ""
             return ready
-        keep = _stop_prefix(self._held, self._stop)
-        cut = len(self._held) - keep
+        cut = len(self._held) - _stop_prefix(self._held, self._stop)
         ready, self._held = self._held[:cut], self._held[cut:]
         return ready
+
+    def _cut_at_stop(self) -> bool:
+        """End the held text where the earliest stop string begins; False when it has none."""
+        found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
+        if found:
+            self._held = self._held[: min(found)]
+            self._decoder = None
+        return bool(found)
 
     def _finish(self, reason: str) -> str:
         self.finish_reason = reason
         tail = self._decoder.flush() if self._decoder is not None else ""
         return self._held + tail
-
-    def _next_token(self) -> int:
-        model, sampling = self._model, self._sampling
-        start = time.perf_counter()
-        session = model.session_for(self._turn)
-        recent: array[int] | None = None
-        if sampling.repetition_penalty != 1.0:
-            recent = self._ids[max(0, len(self._ids) - sampling.repetition_window) :]
-        n_recent = len(recent) if recent else 0
-        if self.token_ids:
-            session.step(self.token_ids[-1], len(self._ids) - 1, self._sampler, n_recent)
-        else:
-            self._prefill(n_recent)
-        token = session.sample(self._sampler, recent)
-        self._ids.append(token)
-        elapsed = time.perf_counter() - start
-        if self.token_ids:
-            self.statistics.decode_seconds += elapsed
-        else:
-            self.statistics.prefill_seconds += elapsed
-        return token
 
     def _prefill(self, n_recent: int) -> None:
         """Run the prompt, a chunk a call."""

@@ -170,7 +170,9 @@ class Model:
         ArgumentError
             When another has taken over since, or the model is closed.
         """
-        session = self.session
+        session = self._session  # once a token: no property
+        if session is None:
+            return self.session
         if turn != self._turn:
             raise ArgumentError("[runtime] another generation has begun on this model")
         return session

@@ -7,9 +7,7 @@ it lies in the file, so a tokenizer costs a few hundred bytes of memory whatever
 
 from __future__ import annotations
 
-import codecs
-
-from bitnet_edge._engine import TokenizerCore
+from bitnet_edge._engine import TextStream, TokenizerCore
 from bitnet_edge.errors import TokenizerError
 
 TYPE_CHECKING = False  # importing typing would cost the device 0.7 MB
@@ -146,9 +144,7 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stream = TextStream(tokenizer._core, skip_special_tokens)
 
     def push(self, token: int) -> str:
         """Take the next id and return the text it completes, perhaps none.
@@ -166,7 +162,7 @@ class StreamDecoder:
         TokenizerError
             When the id is negative.
         """
-        return self._utf8.decode(self._tokenizer._token_bytes(token, self._skip))
+        return self._stream.push(token)
 
     def flush(self) -> str:
         """End the text: return U+FFFD for a character that was begun, and start anew.
@@ -175,6 +171,4 @@ class StreamDecoder:
         -------
         str
         """
-        tail = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return tail
+        return self._stream.flush()

@@ -588,9 +588,7 @@ cdef class Session:
         cdef Py_buffer view
         cdef int32_t token = 0
         cdef be_status status
-        if sampler.vocab_size != self.logits_width:
-            raise errors.ArgumentError(f"[engine] sampler for {sampler.vocab_size} tokens, model "
-                                       f"has {self.logits_width}")
+        self._require_width(sampler)
         self._enter()
         try:
             self._require_logits(sampler, len(recent) if recent is not None else 0)
@@ -609,6 +607,52 @@ cdef class Session:
             self.busy = False
         raise_status(status, "no finite logit to choose from")
         return token
+
+    def next(self, Sampler sampler not None, int32_t token, uint32_t position, recent=None):
+        """`step` and `sample` in one: run a token, return the next one.
+
+        Raises
+        ------
+        ArgumentError
+            As for the two.
+        """
+        cdef const void *inputs[1]
+        cdef void *outputs[1]
+        cdef Py_buffer view
+        cdef be_status status, sampled = BE_OK
+        cdef be_error error
+        error.what = b""
+        self._require_token_model()
+        self._require_width(sampler)
+        self._enter()
+        try:
+            view.buf = NULL
+            view.len = 0
+            if recent is not None:
+                PyObject_GetBuffer(recent, &view, PyBUF_SIMPLE)
+            inputs[0] = &token
+            outputs[0] = self.logits_row
+            self._screen(sampler, view.len // 4)
+            with nogil:
+                status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
+                if status == BE_OK:
+                    sampled = be_sampler_next(sampler.sampler, &sampler.parameters,
+                                              self.logits_row, <const int32_t *>view.buf,
+                                              view.len // 4, &token)
+            self._count(sampler)
+            if recent is not None:
+                PyBuffer_Release(&view)
+        finally:
+            self.busy = False
+        self._raise(status, &error)
+        raise_status(sampled, "no finite logit to choose from")
+        return token
+
+    cdef int _require_width(self, Sampler sampler) except -1:
+        if sampler.vocab_size != self.logits_width:
+            raise errors.ArgumentError(f"[engine] sampler for {sampler.vocab_size} tokens, model "
+                                       f"has {self.logits_width}")
+        return 0
 
 
 cdef class _LogitsView:

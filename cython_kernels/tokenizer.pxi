@@ -2,7 +2,8 @@
 # The face of tokenizer.h, included by _engine.pyx. bitnet_edge/tokenizer.py is what users see.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, uint8_t
+from cpython.unicode cimport PyUnicode_DecodeUTF8Stateful
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 
@@ -10,6 +11,7 @@ cdef extern from "tokenizer.h":
     ctypedef struct be_tokenizer:
         pass
 
+    unsigned BE_TOKEN_SPECIAL
     unsigned BE_TOK_ADD_SPECIAL
     unsigned BE_TOK_PARSE_SPECIAL
     int BE_TOK_ERR_CAPACITY "BE_ERR_CAPACITY"
@@ -113,6 +115,14 @@ cdef class TokenizerCore:
                      f"no token {token} in 0 .. {self.vocab_size - 1}")
         return data[:n]
 
+    cdef int _find(self, int64_t token, const uint8_t **data, size_t *n,
+                   unsigned *flags) except -1:
+        """Look a token up; False where the vocabulary has none of the id."""
+        if token < 0:
+            raise errors.TokenizerError(f"[tokenizer] token ids are not negative, got {token}")
+        return (token < be_tokenizer_vocab_size(self.tokenizer)
+                and be_tokenizer_token_bytes(self.tokenizer, <int32_t>token, data, n, flags) == 0)
+
     def token_flags(self, int32_t token):
         """Return a token's flags: 1 special, 2 added, 4 absent."""
         cdef const uint8_t *data = NULL
@@ -121,3 +131,40 @@ cdef class TokenizerCore:
         raise_status(be_tokenizer_token_bytes(self.tokenizer, token, &data, &n, &flags),
                      f"no token {token} in 0 .. {self.vocab_size - 1}")
         return flags
+
+
+cdef class TextStream:
+    """Text of token ids as they come, in whole characters."""
+
+    cdef TokenizerCore core
+    cdef bint skip_special
+    cdef bytes begun  # of a character
+
+    def __cinit__(self, TokenizerCore core not None, bint skip_special):
+        self.core = core
+        self.skip_special = skip_special
+        self.begun = b""
+
+    def push(self, int64_t token):
+        """Return the text that a token completes."""
+        cdef const uint8_t *data = NULL
+        cdef size_t n = 0
+        cdef unsigned flags = 0
+        cdef Py_ssize_t used = 0
+        if not self.core._find(token, &data, &n, &flags) or (
+                self.skip_special and flags & BE_TOKEN_SPECIAL):
+            return ""
+        if not self.begun:
+            text = PyUnicode_DecodeUTF8Stateful(<const char *>data, n, "replace", &used)
+            if used < <Py_ssize_t>n:
+                self.begun = data[used:n]
+            return text
+        together = self.begun + data[:n]
+        text = PyUnicode_DecodeUTF8Stateful(together, len(together), "replace", &used)
+        self.begun = together[used:]
+        return text
+
+    def flush(self):
+        """End the text: U+FFFD for a character that was begun."""
+        tail, self.begun = self.begun.decode(errors="replace"), b""
+        return tail

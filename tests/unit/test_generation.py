@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 import bitnet_edge
@@ -165,3 +167,33 @@ def test_sampler_and_model_must_agree(model):
     model.session.step(0, 0)
     with pytest.raises(ArgumentError, match="sampler for 5 tokens, model has 2048"):
         model.session.sample(_engine.Sampler(5))
+
+
+@pytest.mark.parametrize("recent", [None, array("i", [5, 7, 5])])
+def test_next_is_step_and_sample(recent, bte):
+    one, two = bitnet_edge.load(bte, threads=1).session, bitnet_edge.load(bte, threads=1).session
+    options = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.3}
+    first, second = (_engine.Sampler(2048, 3, **options) for _ in range(2))
+    token = 0
+    for position in range(20):
+        two.step(token, position)
+        expected = two.sample(second, recent)
+        assert one.next(first, token, position, recent) == expected
+        assert bytes(one.logits) == bytes(two.logits)
+        token = expected
+
+
+def test_next_checks_its_arguments(model):
+    session, sampler = model.session, _engine.Sampler(2048)
+    with pytest.raises(ArgumentError, match="sampler for 5 tokens, model has 2048"):
+        session.next(_engine.Sampler(5), 0, 0)
+    with pytest.raises(ArgumentError, match="token id.*expected 2048, got 2048"):
+        session.next(sampler, 2048, 0)
+    with pytest.raises(ArgumentError, match="position"):
+        session.next(sampler, 0, 1)
+    with pytest.raises(TypeError):
+        session.next(sampler, 0, 0, "text")
+    penalising = _engine.Sampler(2048, repetition_penalty=2.0)
+    with pytest.raises(ArgumentError, match="no finite logit to choose from"):
+        session.next(penalising, 0, 0, array("i", [-1]))
+    session.next(sampler, 0, 0)  # none of them left it busy

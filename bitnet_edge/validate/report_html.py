@@ -144,7 +144,8 @@ def _speed(speed: Mapping[str, Any]) -> Iterator[str]:
         parts = dict.fromkeys(ops, 0.0)
         for op, us in layer["us"].items():
             parts[op if op in parts else "other"] += us
-        rows.append((layer["layer"], parts))
+        name = layer["layer"] if layer["layer"].startswith("layers.") else next(iter(layer["us"]))
+        rows.append((name, parts))
     if "other" in ops:
         totals["other"] = sum(totals[op] for op in ranked[_COLOURS - 1 :])
     yield "<h2>Time of a decoded token by layer</h2>"
@@ -169,7 +170,7 @@ def _microseconds(us: float) -> str:
 
 
 def _palette(names: Sequence[str] | Mapping[str, Any]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(names)}
+    return {name: index % _COLOURS for index, name in enumerate(names)}
 
 
 def _bars(

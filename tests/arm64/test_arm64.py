@@ -157,4 +157,4 @@ def test_validate_command(emulated: Run, bte: Path, folder: Path) -> None:
     found = {check["name"]: check["status"] for check in report["checks"]}
     names = ("structure", "isa", "budget", "checksums", "reference", "scalar", "prefill", "threads")
     assert found == {"memory": "skip", "speed": "skip", **dict.fromkeys([*names, "golden"], "pass")}
-    assert report["machine"]["kernels"] == ["dotprod", "neon"]
+    assert {"dotprod", "neon"} <= set(report["machine"]["kernels"])

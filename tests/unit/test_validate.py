@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from pathlib import Path
@@ -14,10 +15,12 @@ import bitnet_edge
 from bitnet_edge import _engine
 from bitnet_edge.bench import measure
 from bitnet_edge.cli import main
+from bitnet_edge.container import PREFIX, open_bte
 from bitnet_edge.generation import Generation
 from bitnet_edge.validate import numerics, run, speed
 from tests.conftest import checkpoint
-from tests.graphs import mlp
+from tests.fuzz.mutate_bte import mutate
+from tests.graphs import decoder, mlp
 
 HERE = set(_engine.cpu_isas())
 OTHER = "raspberry-pi-5" if "neon" not in HERE else "laptop-avx2"  # not this CPU's
@@ -253,3 +256,23 @@ def test_a_missing_baseline_entry(bte, tmp_path, validate):
     base.write_text(json.dumps(stored))
     result = validate(bte, *ONLY_SPEED, "--baseline", base, *allow)
     failing(result, "baseline: decode, 4 threads: in the baseline, but not measured")
+
+
+def test_damaged_files_end_in_an_exit_code(tmp_path, capsys):
+    """Whatever a file holds: 0 where nothing that matters was hit, 1 or 2 with a reason."""
+    whole = tmp_path / "whole.bte"
+    bitnet_edge.export(decoder(), out=whole)
+    file = open_bte(whole)
+    spans = [(s.offset, s.offset + s.bytes) for s in file.sections.values()]
+    regions = [(0, PREFIX.size), (PREFIX.size, spans[0][0]), *spans]
+    codes = set()
+    for number in range(60):
+        path = tmp_path / "damaged.bte"
+        path.write_bytes(mutate(whole.read_bytes(), regions, random.Random(number)))
+        code = main(["validate", str(path), "--device", "generic-50mb", *NUMERIC])
+        out, err = capsys.readouterr()
+        assert code in (0, 1, 2)
+        assert bool(err) == (code > 0)
+        assert "Traceback" not in out + err
+        codes.add(code)
+    assert codes == {0, 1, 2}

@@ -40,6 +40,8 @@ class Program:
     @property
     def outputs(self) -> list[tuple[int, int]]: ...
 
+RESIDENCIES: tuple[str, ...]
+
 class Session:
     program: Program
     def __init__(self, program: Program, threads: int = 1) -> None: ...
@@ -52,6 +54,7 @@ class Session:
     @property
     def logits(self) -> memoryview: ...
     def profile(self, profile: Profile | None) -> None: ...
+    def residency(self, mode: str, file: int = -1, file_offset: int = 0) -> None: ...
     def run(
         self,
         inputs: Sequence[Buffer],

@@ -78,6 +78,7 @@ def plan(
     kv_dtype: DType | str | None = None,
     head_dtype: str | None = None,
     threads: int | None = None,
+    residency: str | None = None,
 ) -> Plan:
     """Size a model to a device without writing anything; see `bitnet_edge.planner.make_plan`.
 
@@ -86,7 +87,7 @@ def plan(
     checkpoint : str, Path or ModelSource
     device : str, Path or Profile
         A profile's name, or a YAML file.
-    context, prefill_chunk, kv_dtype, head_dtype, threads
+    context, prefill_chunk, kv_dtype, head_dtype, threads, residency
         Pinned choices.
 
     Raises
@@ -105,6 +106,7 @@ def plan(
         kv_dtype=kv_dtype,
         head_dtype=source.choose_head_dtype(head_dtype),
         threads=threads,
+        residency=residency,
     )
 
 
@@ -159,6 +161,7 @@ def export(
     kv_dtype: DType | str | None = None,
     head_dtype: str | None = None,
     threads: int | None = None,
+    residency: str | None = None,
     form: str | None = None,
     verify: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -167,9 +170,9 @@ def export(
 
     Parameters
     ----------
-    checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads
+    checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads, residency
         As for `plan`; a package for another runtime keeps the cache in float32 and the head as
-        stored, and leaves the threads to that runtime.
+        stored, and leaves threads and residency to that runtime.
     out : str or Path, optional
         Destination; ``<model>.<target>`` in the current directory by default.
     target : str
@@ -245,6 +248,7 @@ def export(
         kv_dtype=kv_dtype,
         head_dtype=head_dtype,
         threads=threads,
+        residency=residency,
     )
     write_bte(
         path,

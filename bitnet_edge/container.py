@@ -93,6 +93,7 @@ class BteFile:
         sections: dict[str, Section],
         tensors: tuple[StoredTensor, ...],
         mapped: mmap.mmap,
+        descriptor: int,
     ) -> None:
         self.path = path
         self.model = model
@@ -101,6 +102,7 @@ class BteFile:
         self.tensors = tensors
         self.size = len(mapped)
         self._map: mmap.mmap | None = mapped
+        self._descriptor = descriptor
 
     def section(self, name: str) -> memoryview:
         """Return a section's bytes, read-only and in place."""
@@ -148,9 +150,19 @@ class BteFile:
         """
         return _parse_json(self.section("graph"), "graph")
 
+    @property
+    def descriptor(self) -> int:
+        """Descriptor of the open file; -1 when it is closed."""
+        return self._descriptor
+
     def close(self) -> None:
         """Give the map back once nothing points into it any more; the descriptions stay."""
         self._map = None
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
 
 
 def open_bte(path: str | os.PathLike[str]) -> BteFile:
@@ -168,6 +180,10 @@ def open_bte(path: str | os.PathLike[str]) -> BteFile:
         prefix = file.read(PREFIX.size)
         _check_prefix(prefix, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return _read_file(path, prefix, mapped, file.fileno())
+
+
+def _read_file(path: str, prefix: bytes, mapped: mmap.mmap, descriptor: int) -> BteFile:
     _, _, header_bytes, file_bytes, crc = PREFIX.unpack(prefix)
     if file_bytes != len(mapped):
         kind = Truncated if len(mapped) < file_bytes else OutOfRange
@@ -197,7 +213,7 @@ def open_bte(path: str | os.PathLike[str]) -> BteFile:
     plan = _field(header, "plan", dict, "header")
     _check_model(model)
     _check_plan(plan)
-    return BteFile(path, model, plan, sections, tensors, mapped)
+    return BteFile(path, model, plan, sections, tensors, mapped, os.dup(descriptor))
 
 
 def _check_prefix(prefix: bytes, path: str) -> None:
@@ -334,7 +350,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _check_plan(plan: dict[str, Any]) -> None:
-    for key in ("profile", "kv_dtype"):
+    for key in ("profile", "kv_dtype", "residency"):
         _field(plan, key, str, "plan")
     for key, low, high in (
         ("context", 0, 1 << 20),

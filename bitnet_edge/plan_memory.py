@@ -28,7 +28,7 @@ from bitnet_edge.lowering import Lowered, lower
 from bitnet_edge.memory import THREAD_BYTES
 from bitnet_edge.packing import round_up
 
-__all__ = ["BudgetReport", "Footprint", "WeightSlot"]
+__all__ = ["STREAM_BYTES", "BudgetReport", "Footprint", "WeightSlot"]
 
 ALIGNMENT = 64
 # CPython 3.11 with the runtime imported: about 6 MB of dirty pages and 5 MB of its own clean ones,
@@ -36,6 +36,9 @@ ALIGNMENT = 64
 INTERPRETER_BYTES = 11 * 1024 * 1024
 TOKENIZER_BYTES = 4096
 SAMPLER_BYTES_PER_TOKEN = 8
+# Weight pages that a streamed pass keeps: what is read ahead, the step in hand, the system's own
+# read-ahead (engine/residency.h).
+STREAM_BYTES = 24 * 1024 * 1024
 RECORD_BYTES = 128  # of an instruction in the program section
 
 

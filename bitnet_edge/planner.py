@@ -8,7 +8,8 @@ The choice is lexicographic; what stands first counts before all that follows:
 3. least loss: the KV cache in float32, float16, int8; the head as stored, unless the store's size
    limit asks for int8 or int4. An int4 KV cache changes one greedy choice in ten: it is taken only
    where int8 leaves fewer than `LEAST_CONTEXT` positions;
-4. speed: the largest prefill chunk, the profile's threads where the layers are worth sharing.
+4. speed: the largest prefill chunk, the profile's threads where the layers are worth sharing;
+   weights mapped, or streamed where the profile limits resident memory to less than they need.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.graph import Graph
 from bitnet_edge.head_packing import QUANTISED, STORED
 from bitnet_edge.lowering import Lowered, Operand
-from bitnet_edge.plan_memory import BudgetReport, Footprint, WeightSlot
+from bitnet_edge.plan_memory import STREAM_BYTES, BudgetReport, Footprint, WeightSlot
 from bitnet_edge.profiles import Profile
 from bitnet_edge.roofline import Speed, predict
 
-__all__ = ["KV_DTYPES", "Choices", "Plan", "Planner", "make_plan"]
+__all__ = ["KV_DTYPES", "RESIDENCIES", "Choices", "Plan", "Planner", "make_plan"]
 
 CHUNKS = (128, 64, 32, 16, 8)
 KV_DTYPES = (DType.F32, DType.F16, DType.I8, DType.I4)  # by rising loss
@@ -35,6 +36,8 @@ _KV_GROUPS = (KV_DTYPES[:3], KV_DTYPES[3:])  # the second where the first leaves
 LEAST_CONTEXT = 64  # a shorter one is never chosen, but may be asked for
 # Below this many multiply-adds between two barriers a second thread costs more than it brings.
 MACS_PER_PHASE_FOR_THREADS = 500_000
+RESIDENCIES = _engine.RESIDENCIES
+MAPPED, _, STREAMED = RESIDENCIES
 NEAREST = 3  # plans that an error offers
 
 
@@ -53,6 +56,8 @@ class Choices:
     prefill_chunk : int
         Most tokens of one run.
     threads : int
+    residency : str
+        ``mapped``, ``resident`` or ``streamed``.
     """
 
     context: int
@@ -60,6 +65,7 @@ class Choices:
     head_dtype: str
     prefill_chunk: int
     threads: int
+    residency: str
 
     @property
     def flags(self) -> str:
@@ -127,6 +133,7 @@ def make_plan(
     kv_dtype: DType | str | None = None,
     head_dtype: str | None = None,
     threads: int | None = None,
+    residency: str | None = None,
 ) -> Plan:
     """Size a graph to a device: `Planner.solve`."""
     return Planner(
@@ -138,6 +145,7 @@ def make_plan(
         kv_dtype=kv_dtype,
         head_dtype=head_dtype,
         threads=threads,
+        residency=residency,
     ).solve()
 
 
@@ -156,6 +164,8 @@ class Planner:
         ``f32``, ``f16``, ``int8`` or ``int4``.
     head_dtype : str, optional
         ``stored``, ``int8``, ``int4``, ``screened-int8`` or ``screened-int4``.
+    residency : str, optional
+        ``mapped``, ``resident`` or ``streamed``.
 
     Raises
     ------
@@ -174,6 +184,7 @@ class Planner:
         kv_dtype: DType | str | None = None,
         head_dtype: str | None = None,
         threads: int | None = None,
+        residency: str | None = None,
     ) -> None:
         self.graph = graph
         self.profile = profile
@@ -193,14 +204,19 @@ class Planner:
             raise ArgumentError(
                 f"[plan] expected kv_dtype {names} or {KV_DTYPES[-1].value}, got {str(kv_dtype)!r}"
             )
+        if residency is not None and residency not in RESIDENCIES:
+            names = " or ".join(RESIDENCIES)
+            raise ArgumentError(f"[plan] expected residency {names}, got {residency!r}")
         pins = {
             "context": context,
             "prefill_chunk": prefill_chunk,
             "kv_dtype": kv_dtype,
             "head_dtype": head_dtype,
             "threads": threads,
+            "residency": residency,
         }
         self.pinned = {name for name, value in pins.items() if value is not None}
+        self.residency = residency
         self.kv_groups = _KV_GROUPS if kv_dtype is None else ((DType(kv_dtype),),)
         cap = max(self.target, 1) if self.limit else CHUNKS[0]
         self.chunks = sorted({min(c, cap) for c in CHUNKS})[::-1]
@@ -238,8 +254,22 @@ class Planner:
         """Return the private bytes of choices."""
         return sum(self._classes(choices).values())
 
+    def resident(self, choices: Choices) -> int:
+        """Return the bytes that choices keep in memory, file pages included."""
+        weights = self.footprint(choices.head_dtype).weights_bytes
+        if choices.residency == STREAMED:
+            weights = min(weights, STREAM_BYTES)
+        return self.needed(choices) + weights
+
     def fits(self, choices: Choices) -> bool:
-        """Whether choices fit the device."""
+        """Whether choices fit the device.
+
+        Mapped weights are never too many: what does not fit is read again when it is needed.
+        """
+        resident = self.profile.resident_bytes
+        if resident is not None and choices.residency != MAPPED:
+            if self.resident(choices) > resident:
+                return False
         return self.needed(choices) <= self.profile.private_bytes
 
     def build(self, choices: Choices) -> Plan:
@@ -298,13 +328,22 @@ class Planner:
         """Yield what may be chosen with the target's context, best first."""
         for kv_dtype in kv_dtypes:
             for chunk in [self.prefill_chunk] if self.prefill_chunk else self.chunks:
-                yield Choices(
+                choices = Choices(
                     context=self.target,
                     kv_dtype=kv_dtype,
                     head_dtype=self.head_dtype,
                     prefill_chunk=chunk,
                     threads=self.threads,
+                    residency=self.residency or MAPPED,
                 )
+                yield choices if self.residency else self._with_residency(choices)
+
+    def _with_residency(self, choices: Choices) -> Choices:
+        """Stream the weights where the profile limits resident memory to less than they need."""
+        limit = self.profile.resident_bytes
+        if limit is None or self.resident(choices) <= limit:
+            return choices
+        return replace(choices, residency=STREAMED)
 
     def _classes(self, choices: Choices) -> dict[str, int]:
         return self.footprint(choices.head_dtype).classes(
@@ -354,13 +393,16 @@ class Planner:
             else "no plan fits: the model needs a device with more private memory"
         )
         breakdown = ", ".join(f"{name} {_mb(size)}" for name, size in budget.classes.items())
+        needed, allowed, kind = budget.needed, budget.allowed, "private"
+        if not budget.over and self.profile.resident_bytes is not None:
+            needed, allowed, kind = self.resident(tried), self.profile.resident_bytes, "resident"
         return BudgetExceeded(
-            f"[plan] {self.graph.info.name!r} needs {_mb(budget.needed)} of private memory on "
-            f"{self.profile.name}, {_mb(budget.over)} over the allowed {_mb(budget.allowed)} "
+            f"[plan] {self.graph.info.name!r} needs {_mb(needed)} of {kind} memory on "
+            f"{self.profile.name}, {_mb(needed - allowed)} over the allowed {_mb(allowed)} "
             f"(context {tried.context}, {tried.kv_dtype.value} KV cache, prefill chunk "
-            f"{tried.prefill_chunk}: {breakdown}); {advice}",
-            needed=budget.needed,
-            allowed=budget.allowed,
+            f"{tried.prefill_chunk}, {tried.residency} weights: {breakdown}); {advice}",
+            needed=needed,
+            allowed=allowed,
             breakdown=budget.classes,
             nearest=nearest,
         )

@@ -133,6 +133,11 @@ class Profile:
         return int(self.private_mb * (1 << 20))
 
     @property
+    def resident_bytes(self) -> int | None:
+        """Memory the app leaves to the model with its file pages, in bytes; None without limit."""
+        return None if self.resident_mb is None else int(self.resident_mb * (1 << 20))
+
+    @property
     def ota_bytes(self) -> int | None:
         """Largest package that the store delivers, in bytes; None where there is no limit."""
         return None if self.ota_limit_mb is None else int(self.ota_limit_mb * (1 << 20))

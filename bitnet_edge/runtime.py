@@ -27,6 +27,7 @@ def load(
     path: str | os.PathLike[str],
     threads: int | None = None,
     memory_budget: int | str | None = None,
+    residency: str | None = None,
 ) -> Model:
     """Open a ``.bte`` file for running.
 
@@ -37,6 +38,10 @@ def load(
         Participants of a run; the file's plan by default, at most the CPUs available.
     memory_budget : int or str, optional
         Private bytes the whole process may use (``"48MB"``); the profile's by default.
+    residency : str, optional
+        What is kept of the weights in memory, the plan's by default: ``mapped`` (clean pages that
+        the system may drop), ``resident`` (read at once and locked) or ``streamed`` (read ahead
+        and dropped behind the computation).
 
     Returns
     -------
@@ -49,11 +54,13 @@ def load(
     BudgetExceeded
         When the plan does not fit the budget.
     ArgumentError
-        For threads or a budget outside their domain.
+        For threads, a budget or a residency outside their domain.
+    DeviceUnsupported
+        When the system, or its limit on locked memory, does not allow the residency.
     OSError
         When the file cannot be opened.
     """
-    return Model(open_bte(path), threads, memory_budget)
+    return Model(open_bte(path), threads, memory_budget, residency)
 
 
 class Model:
@@ -66,7 +73,7 @@ class Model:
     Parameters
     ----------
     file : BteFile
-    threads, memory_budget
+    threads, memory_budget, residency
         As for `load`.
     """
 
@@ -75,6 +82,7 @@ class Model:
         file: BteFile,
         threads: int | None = None,
         memory_budget: int | str | None = None,
+        residency: str | None = None,
     ) -> None:
         self.file = file
         self._budget = file.plan["allowed_bytes"]
@@ -90,6 +98,8 @@ class Model:
         program = _engine.Program(file.section("program"), file.section("weights"))
         self._check_budget(program)
         self._session: _engine.Session | None = _engine.Session(program, threads)
+        self.residency = file.plan["residency"] if residency is None else residency
+        self._session.residency(self.residency, file.descriptor, file.sections["weights"].offset)
         self._turn = 0  # the generation that may use the session
         self._tokenizer: Tokenizer | None = None
         if "tokenizer" in file.sections:

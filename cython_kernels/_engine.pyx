@@ -108,6 +108,10 @@ cdef extern from "bitnet_edge.h":
     void be_session_screen(be_session *session, uint32_t best, float margin) nogil
     void be_session_screened(const be_session *session, uint64_t *rows,
                              uint64_t *rescored) nogil
+    ctypedef enum be_residency:
+        BE_RESIDENCY_MAPPED
+    be_status be_session_residency(be_session *session, be_residency mode, int file,
+                                   uint64_t file_offset, be_error *error) nogil
     be_status be_engine_init(const char *name)
     const be_kernels *be_engine_kernels()
 
@@ -328,6 +332,9 @@ cdef uint64_t row_bytes(const be_port *port):
     return <uint64_t>port.width * (2 if port.dtype in (1, 2) else 4)
 
 
+RESIDENCIES = ("mapped", "resident", "streamed")  # in the order of be_residency
+
+
 cdef class Session:
     """Arena and KV cache of one caller.
 
@@ -395,6 +402,40 @@ cdef class Session:
         self.busy = False
         raise_status(status, "a profile of too few threads")
         self.sink = profile
+
+    def residency(self, str mode not None, int file=-1, uint64_t file_offset=0):
+        """Say what is kept of the weights in memory, once and before the first run.
+
+        Parameters
+        ----------
+        mode : str
+            One of `RESIDENCIES`.
+        file : int
+            Descriptor of the mapped file (duplicated), so that ``streamed`` can let go of its
+            cached pages too; -1 to leave the page cache alone.
+        file_offset : int
+            Where its weights begin.
+
+        Raises
+        ------
+        ArgumentError
+            For an unknown mode, or when a mode has been set already.
+        DeviceUnsupported
+            When the system, or its limit on locked memory, does not allow the mode.
+        """
+        cdef be_error error
+        cdef be_status status
+        cdef be_residency code
+        error.what = b""
+        if mode not in RESIDENCIES:
+            raise errors.ArgumentError(
+                f"[engine] expected residency {' or '.join(RESIDENCIES)}, got {mode!r}")
+        code = <be_residency><int>RESIDENCIES.index(mode)
+        self._enter()
+        with nogil:
+            status = be_session_residency(self.session, code, file, file_offset, &error)
+        self.busy = False
+        raise_error(status, &error)
 
     def run(self, inputs, outputs, uint32_t n_tokens, uint32_t position=0, output_rows=None):
         """One forward pass.

@@ -12,7 +12,7 @@ from bitnet_edge.cli import packages
 from bitnet_edge.cli.text import print_json, progress_bar, size, table
 from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED
 from bitnet_edge.losses import BUNDLED, Loss, lossy
-from bitnet_edge.planner import KV_DTYPES, Plan
+from bitnet_edge.planner import KV_DTYPES, RESIDENCIES, Plan
 
 __all__ = ["add_plan_arguments", "budget_table", "configure", "plan_arguments", "run"]
 
@@ -42,6 +42,9 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-dtype", choices=HEAD_DTYPES, help="how the output layer and its tied table are kept"
     )
     parser.add_argument("--threads", type=int, help="threads of a run")
+    parser.add_argument(
+        "--residency", choices=RESIDENCIES, help="what is kept of the weights in memory"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -57,7 +60,7 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `bitnet_edge.plan` that the flags give."""
-    keys = ("device", "context", "prefill_chunk", "kv_dtype", "head_dtype", "threads")
+    keys = ("device", "context", "prefill_chunk", "kv_dtype", "head_dtype", "threads", "residency")
     return {key: getattr(args, key) for key in keys}
 
 
@@ -169,7 +172,7 @@ def budget_table(plan: Plan, losses: Losses | None = None) -> str:
             size(budget.needed),
             f"{100 * budget.needed / budget.allowed:.0f} % of {size(budget.allowed)} allowed",
         ),
-        ("weights (mapped, clean)", size(budget.weights), "file pages, not private memory"),
+        (f"weights ({plan.residency}, clean)", size(budget.weights), "file pages, not private memory"),
     ]
     head = "" if plan.head_dtype == STORED else f"{plan.head_dtype} head, "
     choices = (

@@ -7,6 +7,7 @@ import argparse
 import sys
 from typing import Any
 
+from bitnet_edge._engine import RESIDENCIES
 from bitnet_edge.cli.text import print_json
 from bitnet_edge.generation import Generation
 from bitnet_edge.runtime import load
@@ -37,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a .bte file")
     parser.add_argument("prompt", help="text to continue; '-' reads it from stdin")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--residency", choices=RESIDENCIES, help="what is kept of the weights in memory"
+    )
     parser.add_argument("--memory-budget", help="private bytes allowed, e.g. 48MB")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_sampling_arguments(parser)
@@ -45,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with load(args.file, args.threads, args.memory_budget) as model:
+    with load(args.file, args.threads, args.memory_budget, args.residency) as model:
         generation = model.generate(prompt, **sampling_arguments(args))
         if args.json:
             text = generation.text()

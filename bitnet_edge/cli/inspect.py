@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"planned for {plan['profile']}: context {plan['context']}, {plan['kv_dtype']} KV cache, "
         f"{plan.get('head_dtype', 'stored')} head, "
-        f"prefill chunk {plan['prefill_chunk']}, threads {plan['threads']}"
+        f"prefill chunk {plan['prefill_chunk']}, threads {plan['threads']}, "
+        f"weights {plan['residency']}"
     )
     print("\nmodel")
     for line in describe_graph(graph):

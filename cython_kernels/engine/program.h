@@ -44,6 +44,7 @@ struct be_program {
   be_port ports[BE_MAX_PORTS];
   be_instruction *instructions; // private copies, verified
   const uint8_t *weights;       // in the caller's mapping
+  uint64_t weights_bytes;
   // Instructions of one phase touch disjoint memory (or only read): they need no barrier between
   // them. Derived here, never promised by a file. phase_begin has phase_count + 1 entries.
   uint32_t *phase_begin;

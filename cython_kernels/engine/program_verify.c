@@ -348,6 +348,7 @@ be_status be_program_open(be_program **out, const uint8_t *section, size_t secti
   memcpy(&program->header, section, sizeof program->header);
   memcpy(program->ports, section + sizeof program->header, sizeof program->ports);
   program->weights = weights;
+  program->weights_bytes = weights_size;
   verifier v = {.program = program, .weights_size = weights_size, .error = error};
   be_status status = verify_header(&program->header, section_size, error);
   if (status == BE_OK)

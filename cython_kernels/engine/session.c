@@ -6,6 +6,7 @@
 #include "block.h"
 #include "profile.h"
 #include "program_run.h"
+#include "residency.h"
 #include "thread_pool.h"
 #include "work_share.h"
 
@@ -21,6 +22,8 @@ struct be_session {
   be_profile *profile; // NULL: not recorded
   be_poll *poll;       // NULL: not asked
   void *poll_context;
+  be_residency residency;
+  be_stream stream; // when the weights are streamed
   uint32_t threads;
   uint32_t valid_positions;
   uint32_t best; // be_session_screen
@@ -37,6 +40,7 @@ typedef struct job {
   void *poll_context;
   uint64_t polled_ns;    // when, last; of the calling thread
   atomic_bool cancelled; // every participant walks on to the end, computing nothing
+  be_stream *stream;     // NULL: the weights are not streamed
 } job;
 
 static be_kernels dispatch; // set by be_engine_init before the first run
@@ -72,45 +76,11 @@ static void ask_to_go_on(job *j) {
   j->polled_ns = be_profile_now();
 }
 
-// What the calling thread (participant 0) does before each phase that it takes part in; the others
+// What the calling thread (participant 0) does before each step that it takes part in; the others
 // may be on their way to it, or ahead.
-static void between_phases(job *j) {
-  if (j->poll)
+static void before_step(job *j, unsigned thread) {
+  if (j->poll && thread == 0)
     ask_to_go_on(j);
-}
-
-// Items of many tokens are long enough to ask before each.
-static void run_item(job *j, const be_instruction *in, size_t item, unsigned thread) {
-  if (j->poll && thread == 0 && j->pass.n_tokens > 1)
-    ask_to_go_on(j);
-  if (!atomic_load_explicit(&j->cancelled, memory_order_relaxed))
-    be_run_item(&j->pass, in, item);
-}
-
-static void run_instruction(job *j, uint32_t i, unsigned thread) {
-  const be_instruction *in = &j->pass.program->instructions[i];
-  for (size_t item = 0, count = be_item_count(&j->pass, in); item < count; item++)
-    run_item(j, in, item, thread);
-}
-
-static void run_whole_phase(job *j, uint32_t phase, unsigned thread) {
-  const be_program *program = j->pass.program;
-  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
-    if (!j->profile) {
-      run_instruction(j, i, thread);
-      continue;
-    }
-    uint64_t begin = be_profile_now();
-    run_instruction(j, i, thread);
-    be_profile_add(j->profile, thread, i, begin);
-  }
-}
-
-static void run_alone(job *j) {
-  for (uint32_t phase = 0; phase_wanted(j, phase); phase++) {
-    between_phases(j);
-    run_whole_phase(j, phase, 0);
-  }
 }
 
 // Items are numbered through the phase's instructions.
@@ -122,35 +92,96 @@ static size_t phase_items(const job *j, uint32_t phase) {
   return total;
 }
 
-// Takes items of the phase until none is left.
-static void run_phase_share(job *j, uint32_t phase, unsigned thread, unsigned n_threads) {
-  const be_program *program = j->pass.program;
-  be_profile *profile = j->profile;
-  uint32_t i = program->phase_begin[phase];
-  size_t first = 0, count = be_item_count(&j->pass, &program->instructions[i]); // its items
-  size_t item;
-  uint64_t begin = 0; // of this thread's share of instruction i, when that is recorded
-  while (be_work_take(j->share, thread, n_threads, &item)) {
-    if (item - first >= count) { // also when item < first
-      if (begin)
-        be_profile_add(profile, thread, i, begin);
-      begin = 0;
-      if (item < first) {
-        i = program->phase_begin[phase];
-        first = 0;
-        count = be_item_count(&j->pass, &program->instructions[i]);
-      }
-      while (item - first >= count) {
-        first += count;
-        count = be_item_count(&j->pass, &program->instructions[++i]);
-      }
+// A phase is done in one step, or, where its weights are streamed and many, in several: each a
+// range of its items.
+typedef struct step {
+  uint32_t phase, index, count;
+} step;
+
+static uint32_t step_count(const job *j, uint32_t phase) {
+  return j->stream ? be_stream_steps(j->pass.program, phase) : 1;
+}
+
+static size_t step_begin(step s, size_t items) {
+  return (size_t)((uint64_t)items * s.index / s.count); // items < 2^32
+}
+
+static size_t step_end(step s, size_t items) {
+  return step_begin((step){s.phase, s.index + 1, s.count}, items);
+}
+
+// Between the steps of a pass: one participant, while the others wait or have not begun.
+static void step_done(const job *j, step s) {
+  if (j->stream)
+    be_stream_done(j->stream, s.phase, s.index, s.count);
+}
+
+// What one participant remembers of the instruction whose items it is doing.
+typedef struct worker {
+  job *job;
+  unsigned thread;
+  uint32_t instruction;
+  size_t first, count; // its items
+  uint64_t begin;      // of its share of them, when that is recorded
+} worker;
+
+static worker worker_of(job *j, unsigned thread, uint32_t phase) {
+  uint32_t first = j->pass.program->phase_begin[phase];
+  size_t count = be_item_count(&j->pass, &j->pass.program->instructions[first]);
+  return (worker){j, thread, first, 0, count, 0};
+}
+
+static void worker_leaves(worker *w) {
+  if (w->begin)
+    be_profile_add(w->job->profile, w->thread, w->instruction, w->begin);
+  w->begin = 0;
+}
+
+static void run_phase_item(worker *w, uint32_t phase, size_t item) {
+  const be_program *program = w->job->pass.program;
+  if (item - w->first >= w->count) { // also when item < first
+    worker_leaves(w);
+    if (item < w->first)
+      *w = worker_of(w->job, w->thread, phase);
+    while (item - w->first >= w->count) {
+      w->first += w->count;
+      w->count = be_item_count(&w->job->pass, &program->instructions[++w->instruction]);
     }
-    if (profile && !begin)
-      begin = be_profile_now();
-    run_item(j, &program->instructions[i], item - first, thread);
   }
-  if (begin)
-    be_profile_add(profile, thread, i, begin);
+  if (w->job->profile && !w->begin)
+    w->begin = be_profile_now();
+  // Items of many tokens are long enough to ask before each.
+  if (w->job->poll && w->thread == 0 && w->job->pass.n_tokens > 1)
+    ask_to_go_on(w->job);
+  if (!atomic_load_explicit(&w->job->cancelled, memory_order_relaxed))
+    be_run_item(&w->job->pass, &program->instructions[w->instruction], item - w->first);
+}
+
+static void run_whole_phase(job *j, uint32_t phase, unsigned thread) {
+  size_t items = phase_items(j, phase), item = 0;
+  worker w = worker_of(j, thread, phase);
+  step s = {phase, 0, step_count(j, phase)};
+  for (; s.index < s.count; s.index++) {
+    before_step(j, thread);
+    for (size_t end = step_end(s, items); item < end; item++)
+      run_phase_item(&w, phase, item);
+    step_done(j, s);
+  }
+  worker_leaves(&w);
+}
+
+static void run_alone(job *j) {
+  for (uint32_t phase = 0; phase_wanted(j, phase); phase++)
+    run_whole_phase(j, phase, 0);
+}
+
+// Takes items of the step until none is left.
+static void run_step_share(job *j, step s, size_t first, unsigned thread, unsigned n_threads) {
+  worker w = worker_of(j, thread, s.phase);
+  size_t item;
+  while (be_work_take(j->share, thread, n_threads, &item))
+    run_phase_item(&w, s.phase, first + item);
+  worker_leaves(&w);
 }
 
 // The first phase from `phase` on with an instruction that can be shared out.
@@ -164,7 +195,7 @@ static uint32_t next_shared_phase(const job *j, uint32_t phase) {
 }
 
 // Phases of single items (of one token: norms, sums, rotations, appends) are not worth a barrier
-// each: the last participant to leave the phase before does them while the others wait.
+// each: the last participant to leave the step before does them while the others wait.
 static void run_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
   job *j = context;
   if (n_threads == 1) {
@@ -179,13 +210,18 @@ static void run_share(void *context, unsigned thread, unsigned n_threads, be_bar
     phase = shared;
     if (!phase_wanted(j, phase))
       return;
-    if (thread == 0)
-      between_phases(j);
-    if (last)
-      be_work_begin(j->share, phase_items(j, phase), n_threads);
-    be_barrier_wait(barrier);
-    run_phase_share(j, phase, thread, n_threads);
-    last = be_work_leave(j->share, n_threads);
+    size_t items = phase_items(j, phase);
+    for (step s = {phase, 0, step_count(j, phase)}; s.index < s.count; s.index++) {
+      size_t first = step_begin(s, items);
+      before_step(j, thread);
+      if (last)
+        be_work_begin(j->share, step_end(s, items) - first, n_threads);
+      be_barrier_wait(barrier);
+      run_step_share(j, s, first, thread, n_threads);
+      last = be_work_leave(j->share, n_threads);
+      if (last)
+        step_done(j, s);
+    }
   }
 }
 
@@ -218,6 +254,7 @@ be_status be_session_create(be_session **out, const be_program *program, uint32_
 void be_session_destroy(be_session *session) {
   if (!session)
     return;
+  be_residency_release(session->program, session->residency, &session->stream);
   be_block_destroy(&session->arena);
   be_block_destroy(&session->state);
   free(session->share_block);
@@ -266,6 +303,18 @@ static uint32_t best_of_run(const be_session *session) {
   return session->best;
 }
 
+be_status be_session_residency(be_session *session, be_residency mode, int file,
+                               uint64_t file_offset, be_error *error) {
+  if ((unsigned)mode >= BE_RESIDENCY_COUNT || session->residency != BE_RESIDENCY_MAPPED)
+    return be_fail(error, BE_ERR_ARGUMENT, "residency", -1, -1, BE_RESIDENCY_COUNT - 1,
+                   (uint64_t)mode);
+  be_status status =
+      be_residency_apply(session->program, mode, file, file_offset, &session->stream, error);
+  if (status == BE_OK)
+    session->residency = mode;
+  return status;
+}
+
 static be_status check_run(const be_session *session, const be_pass *p, be_error *error) {
   const be_program *program = session->program;
   const be_program_header *header = &program->header;
@@ -289,6 +338,14 @@ static be_status check_run(const be_session *session, const be_pass *p, be_error
   return BE_OK;
 }
 
+// One past the last instruction of the pass.
+static uint32_t end_instruction(const job *j) {
+  uint32_t phase = 0;
+  while (phase_wanted(j, phase))
+    phase++;
+  return j->pass.program->phase_begin[phase];
+}
+
 be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                          uint32_t output_rows, const void *const *inputs, void *const *outputs,
                          be_error *error) {
@@ -299,6 +356,7 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
       .share = session->share,
       .profile = session->profile,
       .poll_context = session->poll_context,
+      .stream = session->residency == BE_RESIDENCY_STREAMED ? &session->stream : NULL,
   };
   be_status status = check_run(session, &j.pass, error);
   if (status != BE_OK)
@@ -309,6 +367,8 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   atomic_store_explicit(&session->rescored, 0, memory_order_relaxed);
   uint64_t begin = session->profile || j.poll ? be_profile_now() : 0;
   j.polled_ns = begin;
+  if (j.stream)
+    be_stream_begin(j.stream, end_instruction(&j));
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
   be_pool_run(run_share, &j, session->threads);
   if (session->profile)

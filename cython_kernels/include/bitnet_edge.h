@@ -124,6 +124,18 @@ size_t be_session_bytes(const be_session *session); // beyond arena and state
 const void *be_session_block(const be_session *session, be_region region);
 uint32_t be_session_position(const be_session *session); // rows valid in the KV cache
 
+// What is kept of the weights in memory (engine/residency.h). A session is BE_RESIDENCY_MAPPED until
+// told otherwise, once and before its first run. `file` is the mapped file (-1: unknown), whose
+// weights begin at `file_offset`; it is duplicated.
+typedef enum be_residency {
+  BE_RESIDENCY_MAPPED,
+  BE_RESIDENCY_RESIDENT,
+  BE_RESIDENCY_STREAMED,
+  BE_RESIDENCY_COUNT
+} be_residency;
+be_status be_session_residency(be_session *session, be_residency mode, int file,
+                               uint64_t file_offset, be_error *error);
+
 // Bytes of one cache tensor (keys or values of one layer) in the state; dtype is BE_F32, BE_F16,
 // BE_I8 or BE_I4. Planner, verifier and engine all ask here or what this is made of.
 uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,

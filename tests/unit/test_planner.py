@@ -176,7 +176,7 @@ def test_nothing_fits(profile):
 
 def test_a_model_without_a_cache_has_no_flags_for_one(profile):
     assert make_plan(mlp().graph, profile).flags == (
-        "--head-dtype stored --prefill-chunk 128 --threads 1"
+        "--head-dtype stored --prefill-chunk 128 --threads 1 --residency mapped"
     )
 
 

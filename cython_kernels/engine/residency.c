@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+#define _GNU_SOURCE // madvise, posix_fadvise
+#if defined(__APPLE__)
+#define _DARWIN_C_SOURCE
+#endif
+#include "residency.h"
+
+#include <string.h>
+
+#if defined(__linux__) || defined(__APPLE__)
+#define CAN_ADVISE 1
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+// Weights that an instruction reads, in the order of its operands. Embeddings read single rows:
+// `rows` is set, and they take no part in reading ahead.
+typedef struct weight_ranges {
+  uint32_t count;
+  bool rows;
+  uint64_t offset[BE_MAX_OPERANDS], bytes[BE_MAX_OPERANDS], total;
+} weight_ranges;
+
+static weight_ranges ranges_of(const be_program *program, uint32_t instruction) {
+  const be_instruction *in = &program->instructions[instruction];
+  be_operand_spec specs[BE_MAX_OPERANDS];
+  be_instruction_specs(in, &program->header, specs, NULL); // verified already
+  weight_ranges r = {.rows = in->opcode == BE_OP_embed || in->opcode == BE_OP_head_embed};
+  for (uint32_t i = 0; i < BE_MAX_OPERANDS; i++) {
+    if (specs[i].access == BE_UNUSED || be_operand_region(in->operand[i]) != BE_REGION_WEIGHTS)
+      continue;
+    r.offset[r.count] = be_operand_offset(in->operand[i]);
+    r.bytes[r.count] = specs[i].bytes;
+    r.total += specs[i].bytes;
+    r.count++;
+  }
+  return r;
+}
+
+static uint64_t phase_bytes(const be_program *program, uint32_t phase) {
+  uint64_t total = 0;
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
+    weight_ranges r = ranges_of(program, i);
+    total += r.rows ? 0 : r.total;
+  }
+  return total;
+}
+
+uint32_t be_stream_steps(const be_program *program, uint32_t phase) {
+  uint64_t steps = (phase_bytes(program, phase) + BE_STREAM_STEP - 1) / BE_STREAM_STEP;
+  return steps < 1 ? 1 : steps > UINT32_MAX ? UINT32_MAX : (uint32_t)steps;
+}
+
+#ifdef CAN_ADVISE
+
+static size_t page_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+// The pages that hold [offset, offset + bytes) of the weights: those that begin before the end.
+static void *pages_of(const be_program *program, uint64_t offset, uint64_t bytes, size_t *size) {
+  uintptr_t page = page_bytes(), begin = (uintptr_t)program->weights + (uintptr_t)offset;
+  uintptr_t first = begin / page * page;
+  *size = (size_t)(begin + (uintptr_t)bytes - first);
+  return (void *)first;
+}
+
+static void advise(const be_program *program, uint64_t offset, uint64_t bytes, int advice) {
+  size_t size;
+  void *pages = pages_of(program, offset, bytes, &size);
+  madvise(pages, size, advice); // a hint: where it is refused, pages are read and dropped later
+}
+
+// The page that holds the end stays: what follows is still to be used.
+static void drop(const be_stream *stream, uint64_t offset, uint64_t bytes) {
+  size_t size, page = page_bytes();
+  uint8_t *pages = pages_of(stream->program, offset, bytes, &size);
+  size = size / page * page;
+  if (size == 0)
+    return;
+  madvise(pages, size, MADV_DONTNEED);
+#ifdef __linux__
+  if (stream->file >= 0)
+    posix_fadvise(stream->file,
+                  (off_t)(stream->file_offset + (uint64_t)(pages - stream->program->weights)),
+                  (off_t)size, POSIX_FADV_DONTNEED);
+#endif
+}
+
+// Whether a linear reads the table too, from its first row to its last.
+static bool read_whole(const be_program *program, uint64_t offset) {
+  for (uint32_t i = 0; i < program->header.instruction_count; i++) {
+    weight_ranges r = ranges_of(program, i);
+    for (uint32_t j = 0; !r.rows && j < r.count; j++)
+      if (r.offset[j] == offset)
+        return true;
+  }
+  return false;
+}
+
+static void advise_tables(const be_program *program) {
+  for (uint32_t i = 0; i < program->header.instruction_count; i++) {
+    weight_ranges r = ranges_of(program, i);
+    if (r.rows && !read_whole(program, r.offset[0]))
+      advise(program, r.offset[0], r.bytes[0], MADV_RANDOM);
+  }
+}
+
+be_status be_residency_apply(const be_program *program, be_residency mode, int file,
+                             uint64_t file_offset, be_stream *stream, be_error *error) {
+  *stream = (be_stream){.program = program, .file = -1, .file_offset = file_offset};
+  if (mode == BE_RESIDENCY_RESIDENT) {
+    size_t size;
+    void *pages = pages_of(program, 0, program->weights_bytes, &size);
+    if (mlock(pages, size) != 0)
+      return be_fail(error, BE_ERR_RESIDENCY, "mlock", -1, -1, size, 0);
+    return BE_OK;
+  }
+  advise_tables(program);
+  if (mode == BE_RESIDENCY_STREAMED && file >= 0) {
+    stream->file = fcntl(file, F_DUPFD_CLOEXEC, 0);
+    if (stream->file < 0)
+      return be_fail(error, BE_ERR_RESIDENCY, "file descriptor", -1, -1, 0, (uint64_t)file);
+  }
+  return BE_OK;
+}
+
+void be_residency_release(const be_program *program, be_residency mode, be_stream *stream) {
+  if (mode == BE_RESIDENCY_RESIDENT) {
+    size_t size;
+    void *pages = pages_of(program, 0, program->weights_bytes, &size);
+    munlock(pages, size);
+  }
+  if (mode == BE_RESIDENCY_STREAMED && stream->file >= 0)
+    close(stream->file);
+}
+
+static void read_ahead(be_stream *stream) {
+  while (stream->ahead < BE_STREAM_AHEAD && stream->ahead_instruction < stream->end_instruction) {
+    weight_ranges r = ranges_of(stream->program, stream->ahead_instruction);
+    uint64_t position = 0, wanted = BE_STREAM_AHEAD - stream->ahead;
+    for (uint32_t i = 0; i < r.count && !r.rows && wanted > 0; i++) {
+      uint64_t skipped = stream->ahead_bytes > position ? stream->ahead_bytes - position : 0;
+      if (skipped < r.bytes[i]) {
+        uint64_t bytes = r.bytes[i] - skipped < wanted ? r.bytes[i] - skipped : wanted;
+        advise(stream->program, r.offset[i] + skipped, bytes, MADV_WILLNEED);
+        stream->ahead_bytes += bytes;
+        stream->ahead += bytes;
+        wanted -= bytes;
+      }
+      position += r.bytes[i];
+    }
+    if (r.rows || stream->ahead_bytes >= r.total) {
+      stream->ahead_instruction++;
+      stream->ahead_bytes = 0;
+    }
+  }
+}
+
+void be_stream_begin(be_stream *stream, uint32_t end) {
+  stream->ahead_instruction = 0;
+  stream->end_instruction = end;
+  stream->ahead_bytes = stream->ahead = 0;
+  read_ahead(stream);
+}
+
+void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps) {
+  const be_program *program = stream->program;
+  uint64_t total = phase_bytes(program, phase), position = 0;
+  uint64_t begin = total * step / steps, end = total * (step + 1) / steps; // total < 2^48
+  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
+    weight_ranges r = ranges_of(program, i);
+    if (r.rows) { // few pages, but of every pass others
+      drop(stream, r.offset[0], r.bytes[0]);
+      continue;
+    }
+    for (uint32_t j = 0; j < r.count; j++) {
+      uint64_t low = begin > position ? begin - position : 0, high = end - position;
+      if (end > position && low < r.bytes[j])
+        drop(stream, r.offset[j] + low, (high < r.bytes[j] ? high : r.bytes[j]) - low);
+      position += r.bytes[j];
+    }
+  }
+  stream->ahead -= end - begin < stream->ahead ? end - begin : stream->ahead;
+  read_ahead(stream);
+}
+
+#else
+
+be_status be_residency_apply(const be_program *program, be_residency mode, int file,
+                             uint64_t file_offset, be_stream *stream, be_error *error) {
+  *stream = (be_stream){.program = program, .file = file, .file_offset = file_offset};
+  if (mode != BE_RESIDENCY_MAPPED)
+    return be_fail(error, BE_ERR_RESIDENCY, "this system", -1, -1, BE_RESIDENCY_MAPPED, mode);
+  return BE_OK;
+}
+
+void be_residency_release(const be_program *program, be_residency mode, be_stream *stream) {
+  (void)program, (void)mode, (void)stream;
+}
+
+void be_stream_begin(be_stream *stream, uint32_t end) { (void)stream, (void)end; }
+
+void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps) {
+  (void)stream, (void)phase, (void)step, (void)steps;
+}
+
+#endif

@@ -266,10 +266,9 @@ class Planner:
 
         Mapped weights are never too many: what does not fit is read again when it is needed.
         """
-        resident = self.profile.resident_bytes
-        if resident is not None and choices.residency != MAPPED:
-            if self.resident(choices) > resident:
-                return False
+        limit = self.profile.resident_bytes
+        if limit is not None and choices.residency != MAPPED and self.resident(choices) > limit:
+            return False
         return self.needed(choices) <= self.profile.private_bytes
 
     def build(self, choices: Choices) -> Plan:

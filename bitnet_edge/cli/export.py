@@ -172,7 +172,11 @@ def budget_table(plan: Plan, losses: Losses | None = None) -> str:
             size(budget.needed),
             f"{100 * budget.needed / budget.allowed:.0f} % of {size(budget.allowed)} allowed",
         ),
-        (f"weights ({plan.residency}, clean)", size(budget.weights), "file pages, not private memory"),
+        (
+            f"weights ({plan.residency}, clean)",
+            size(budget.weights),
+            "file pages, not private memory",
+        ),
     ]
     head = "" if plan.head_dtype == STORED else f"{plan.head_dtype} head, "
     choices = (

@@ -15,6 +15,7 @@ typedef struct be_operand_spec {
   uint8_t regions; // mask of 1 << be_region
   bool optional;
   bool in_place;  // a read that may be exactly the written operand 0
+  bool by_row;    // a table of which single rows are read, here and there
   bool per_token; // `bytes` is per row of a run, otherwise the whole extent
   uint32_t dtype; // of a port, when bound to one (be_dtype)
   uint32_t width; // elements per row of a port

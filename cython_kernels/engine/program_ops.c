@@ -51,6 +51,12 @@ static be_operand_spec weights(uint64_t bytes) {
   return (be_operand_spec){.access = BE_READ, .regions = WEIGHTS, .bytes = bytes};
 }
 
+static be_operand_spec table_of_rows(uint64_t bytes) {
+  be_operand_spec spec = weights(bytes);
+  spec.by_row = true;
+  return spec;
+}
+
 static be_operand_spec token_ids(void) {
   return (be_operand_spec){.access = BE_READ,
                            .regions = INPUT,
@@ -126,7 +132,7 @@ static be_status embed_specs(const be_instruction *in, be_operand_spec *specs, b
   uint32_t width = in->dim[0], vocab = in->dim[1], dtype = in->dim[2];
   CHECK({"embed: dtype", dtype, BE_F32, BE_BF16}, {"embed: vocab", vocab, 1, BE_MAX_DIMENSION});
   specs[0] = rows_out(width);
-  specs[1] = weights((uint64_t)vocab * width * be_dtype_bytes(dtype));
+  specs[1] = table_of_rows((uint64_t)vocab * width * be_dtype_bytes(dtype));
   specs[2] = token_ids();
   return BE_OK;
 }
@@ -162,7 +168,8 @@ static be_status wide_head_specs(const be_instruction *in, be_operand_spec *spec
     return status;
   CHECK({"head: rows", rows, 1, BE_MAX_DIMENSION});
   specs[0] = rows_out(embeds ? k : rows);
-  specs[1] = weights(be_head_bytes(in->dim[2], rows, k));
+  uint64_t bytes = be_head_bytes(in->dim[2], rows, k);
+  specs[1] = embeds ? table_of_rows(bytes) : weights(bytes);
   if (embeds) {
     specs[2] = token_ids();
     return BE_OK;
@@ -200,7 +207,7 @@ static be_status screened_head_specs(const be_instruction *in, be_operand_spec *
   }
   uint32_t dtype = in->dim[limits ? 3 : 2];
   CHECK({"screen: dtype", dtype, BE_F32, BE_BF16});
-  be_operand_spec table = weights((uint64_t)rows * k * be_dtype_bytes(dtype));
+  be_operand_spec table = table_of_rows((uint64_t)rows * k * be_dtype_bytes(dtype));
   if (limits) {
     specs[0] = scratch(BE_WRITE, sizeof(be_screen_limits));
     specs[1] = output_rows(BE_READ, rows);

@@ -14,23 +14,30 @@
 #include <unistd.h>
 #endif
 
-// Weights that an instruction reads, in the order of its operands. Embeddings read single rows:
-// `rows` is set, and they take no part in reading ahead.
+// Weights that an instruction reads from end to end, in the order of its operands, and the table of
+// which it reads single rows: that one takes no part in reading ahead.
 typedef struct weight_ranges {
   uint32_t count;
-  bool rows;
   uint64_t offset[BE_MAX_OPERANDS], bytes[BE_MAX_OPERANDS], total;
+  uint64_t rows_offset, rows_bytes; // 0 bytes: none
 } weight_ranges;
 
-static weight_ranges ranges_of(const be_program *program, uint32_t instruction) {
+static weight_ranges ranges_of(const be_program *program, uint32_t instruction, bool screened) {
   const be_instruction *in = &program->instructions[instruction];
   be_operand_spec specs[BE_MAX_OPERANDS];
   be_instruction_specs(in, &program->header, specs, NULL); // verified already
-  weight_ranges r = {.rows = in->opcode == BE_OP_embed || in->opcode == BE_OP_head_embed};
+  weight_ranges r = {0};
   for (uint32_t i = 0; i < BE_MAX_OPERANDS; i++) {
     if (specs[i].access == BE_UNUSED || be_operand_region(in->operand[i]) != BE_REGION_WEIGHTS)
       continue;
-    r.offset[r.count] = be_operand_offset(in->operand[i]);
+    uint64_t offset = be_operand_offset(in->operand[i]);
+    // In a run that wants all logits a screened head is a dense one.
+    if (specs[i].by_row && (screened || in->opcode != BE_OP_screened_linear)) {
+      r.rows_offset = offset;
+      r.rows_bytes = specs[i].bytes;
+      continue;
+    }
+    r.offset[r.count] = offset;
     r.bytes[r.count] = specs[i].bytes;
     r.total += specs[i].bytes;
     r.count++;
@@ -38,17 +45,16 @@ static weight_ranges ranges_of(const be_program *program, uint32_t instruction) 
   return r;
 }
 
-static uint64_t phase_bytes(const be_program *program, uint32_t phase) {
+static uint64_t phase_bytes(const be_stream *stream, uint32_t phase) {
+  const uint32_t *begin = stream->program->phase_begin;
   uint64_t total = 0;
-  for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
-    weight_ranges r = ranges_of(program, i);
-    total += r.rows ? 0 : r.total;
-  }
+  for (uint32_t i = begin[phase]; i < begin[phase + 1]; i++)
+    total += ranges_of(stream->program, i, stream->screened).total;
   return total;
 }
 
-uint32_t be_stream_steps(const be_program *program, uint32_t phase) {
-  uint64_t steps = (phase_bytes(program, phase) + BE_STREAM_STEP - 1) / BE_STREAM_STEP;
+uint32_t be_stream_steps(const be_stream *stream, uint32_t phase) {
+  uint64_t steps = (phase_bytes(stream, phase) + BE_STREAM_STEP - 1) / BE_STREAM_STEP;
   return steps < 1 ? 1 : steps > UINT32_MAX ? UINT32_MAX : (uint32_t)steps;
 }
 
@@ -89,8 +95,8 @@ static void drop(const be_stream *stream, uint64_t offset, uint64_t bytes) {
 // Whether a linear reads the table too, from its first row to its last.
 static bool read_whole(const be_program *program, uint64_t offset) {
   for (uint32_t i = 0; i < program->header.instruction_count; i++) {
-    weight_ranges r = ranges_of(program, i);
-    for (uint32_t j = 0; !r.rows && j < r.count; j++)
+    weight_ranges r = ranges_of(program, i, true);
+    for (uint32_t j = 0; j < r.count; j++)
       if (r.offset[j] == offset)
         return true;
   }
@@ -99,9 +105,9 @@ static bool read_whole(const be_program *program, uint64_t offset) {
 
 static void advise_tables(const be_program *program) {
   for (uint32_t i = 0; i < program->header.instruction_count; i++) {
-    weight_ranges r = ranges_of(program, i);
-    if (r.rows && !read_whole(program, r.offset[0]))
-      advise(program, r.offset[0], r.bytes[0], MADV_RANDOM);
+    weight_ranges r = ranges_of(program, i, true);
+    if (r.rows_bytes > 0 && !read_whole(program, r.rows_offset))
+      advise(program, r.rows_offset, r.rows_bytes, MADV_RANDOM);
   }
 }
 
@@ -136,9 +142,9 @@ void be_residency_release(const be_program *program, be_residency mode, be_strea
 
 static void read_ahead(be_stream *stream) {
   while (stream->ahead < BE_STREAM_AHEAD && stream->ahead_instruction < stream->end_instruction) {
-    weight_ranges r = ranges_of(stream->program, stream->ahead_instruction);
+    weight_ranges r = ranges_of(stream->program, stream->ahead_instruction, stream->screened);
     uint64_t position = 0, wanted = BE_STREAM_AHEAD - stream->ahead;
-    for (uint32_t i = 0; i < r.count && !r.rows && wanted > 0; i++) {
+    for (uint32_t i = 0; i < r.count && wanted > 0; i++) {
       uint64_t skipped = stream->ahead_bytes > position ? stream->ahead_bytes - position : 0;
       if (skipped < r.bytes[i]) {
         uint64_t bytes = r.bytes[i] - skipped < wanted ? r.bytes[i] - skipped : wanted;
@@ -149,14 +155,15 @@ static void read_ahead(be_stream *stream) {
       }
       position += r.bytes[i];
     }
-    if (r.rows || stream->ahead_bytes >= r.total) {
+    if (stream->ahead_bytes >= r.total) {
       stream->ahead_instruction++;
       stream->ahead_bytes = 0;
     }
   }
 }
 
-void be_stream_begin(be_stream *stream, uint32_t end) {
+void be_stream_begin(be_stream *stream, uint32_t end, bool screened) {
+  stream->screened = screened;
   stream->ahead_instruction = 0;
   stream->end_instruction = end;
   stream->ahead_bytes = stream->ahead = 0;
@@ -165,14 +172,12 @@ void be_stream_begin(be_stream *stream, uint32_t end) {
 
 void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps) {
   const be_program *program = stream->program;
-  uint64_t total = phase_bytes(program, phase), position = 0;
+  uint64_t total = phase_bytes(stream, phase), position = 0;
   uint64_t begin = total * step / steps, end = total * (step + 1) / steps; // total < 2^48
   for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
-    weight_ranges r = ranges_of(program, i);
-    if (r.rows) { // few pages, but of every pass others
-      drop(stream, r.offset[0], r.bytes[0]);
-      continue;
-    }
+    weight_ranges r = ranges_of(program, i, stream->screened);
+    if (r.rows_bytes > 0) // few pages, but of every pass others
+      drop(stream, r.rows_offset, r.rows_bytes);
     for (uint32_t j = 0; j < r.count; j++) {
       uint64_t low = begin > position ? begin - position : 0, high = end - position;
       if (end > position && low < r.bytes[j])
@@ -198,7 +203,9 @@ void be_residency_release(const be_program *program, be_residency mode, be_strea
   (void)program, (void)mode, (void)stream;
 }
 
-void be_stream_begin(be_stream *stream, uint32_t end) { (void)stream, (void)end; }
+void be_stream_begin(be_stream *stream, uint32_t end, bool screened) {
+  (void)stream, (void)end, (void)screened;
+}
 
 void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps) {
   (void)stream, (void)phase, (void)step, (void)steps;

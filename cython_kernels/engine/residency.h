@@ -23,6 +23,7 @@ typedef struct be_stream {
   const be_program *program;
   int file;             // -1: the page cache is left alone
   uint64_t file_offset; // of the weights
+  bool screened;        // only the largest logits are wanted: single rows of a screened head
   // Where reading ahead has got to: an instruction, and bytes of its weights.
   uint32_t ahead_instruction, end_instruction;
   uint64_t ahead_bytes;
@@ -36,9 +37,9 @@ be_status be_residency_apply(const be_program *program, be_residency mode, int f
 void be_residency_release(const be_program *program, be_residency mode, be_stream *stream);
 
 // Starts a pass over the instructions before `end`.
-void be_stream_begin(be_stream *stream, uint32_t end);
+void be_stream_begin(be_stream *stream, uint32_t end, bool screened);
 // In how many steps a phase is to be done; 1 but for phases of a great deal of weight.
-uint32_t be_stream_steps(const be_program *program, uint32_t phase);
+uint32_t be_stream_steps(const be_stream *stream, uint32_t phase);
 // Step `step` of `steps` of a phase is done: drops its pages, reads further ahead.
 void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps);
 

@@ -99,7 +99,7 @@ typedef struct step {
 } step;
 
 static uint32_t step_count(const job *j, uint32_t phase) {
-  return j->stream ? be_stream_steps(j->pass.program, phase) : 1;
+  return j->stream ? be_stream_steps(j->stream, phase) : 1;
 }
 
 static size_t step_begin(step s, size_t items) {
@@ -368,7 +368,7 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   uint64_t begin = session->profile || j.poll ? be_profile_now() : 0;
   j.polled_ns = begin;
   if (j.stream)
-    be_stream_begin(j.stream, end_instruction(&j));
+    be_stream_begin(j.stream, end_instruction(&j), session->best > 0);
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
   be_pool_run(run_share, &j, session->threads);
   if (session->profile)

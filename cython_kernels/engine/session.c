@@ -368,7 +368,7 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   uint64_t begin = session->profile || j.poll ? be_profile_now() : 0;
   j.polled_ns = begin;
   if (j.stream)
-    be_stream_begin(j.stream, end_instruction(&j), session->best > 0);
+    be_stream_begin(j.stream, end_instruction(&j), j.pass.best > 0);
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.
   be_pool_run(run_share, &j, session->threads);
   if (session->profile)

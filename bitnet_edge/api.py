@@ -220,6 +220,7 @@ def export(
             ("kv_dtype", kv_dtype),
             ("threads", threads),
             ("head_dtype", head_dtype),
+            ("residency", residency),
         ):
             if value not in (None, "stored"):
                 raise ArgumentError(

@@ -124,9 +124,9 @@ size_t be_session_bytes(const be_session *session); // beyond arena and state
 const void *be_session_block(const be_session *session, be_region region);
 uint32_t be_session_position(const be_session *session); // rows valid in the KV cache
 
-// What is kept of the weights in memory (engine/residency.h). A session is BE_RESIDENCY_MAPPED until
-// told otherwise, once and before its first run. `file` is the mapped file (-1: unknown), whose
-// weights begin at `file_offset`; it is duplicated.
+// What is kept of the weights in memory (engine/residency.h). A session is BE_RESIDENCY_MAPPED
+// until told otherwise, once and before its first run. `file` is the mapped file (-1: unknown),
+// whose weights begin at `file_offset`; it is duplicated.
 typedef enum be_residency {
   BE_RESIDENCY_MAPPED,
   BE_RESIDENCY_RESIDENT,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One matrix product, float row in and float row out, against the 2-bit kernels of others.
 
-The same ternary matrix goes to LiteRT as an INT2 fully-connected op (XNNPACK) and to onnxruntime as
-``MatMulNBits``. All quantise the row to int8 themselves; everybody runs on one thread, everything
-is in cache, and each round times each of them.
+The same ternary linear, quantisation of the row included, is exported to LiteRT (INT2
+fully-connected, XNNPACK) and to onnxruntime (``MatMulNBits``). Everybody runs on one thread,
+everything is in cache, and each round times each of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from bitnet_edge._numpy import np
 from bitnet_edge.api import export
 from bitnet_edge.bench.measure import median
 from bitnet_edge.dtypes import DType
-from bitnet_edge.errors import MissingDependency
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.exporters.targets import load_target
 from bitnet_edge.exporters.targets.target import make_settings
@@ -64,7 +63,7 @@ def against_products(peers: list[str], runs: int = 7) -> dict[str, Any]:
     weights = rng.integers(-1, 2, (ROWS, K)).astype(np.int8)
     x = rng.normal(size=(1, K)).astype(np.float32)
     truth = x @ (weights.T * np.float32(SCALE))
-    makers = {"litert": _litert, "onnxruntime": _onnxruntime}
+    makers = {"litert": _exported("litert", "xnnpack"), "onnxruntime": _exported("onnx", "ort")}
     products = {"bitnet-edge": _ours(weights, x)}
     products |= {peer: makers[peer](weights, x) for peer in peers}
     errors = {name: _error(product(), truth) for name, product in products.items()}
@@ -129,83 +128,16 @@ def _ours(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
     return product
 
 
-def _missing(package: str, error: ImportError) -> MissingDependency:
-    return MissingDependency(
-        f"[bench] comparing with {package} needs it: pip install 'bitnet-edge[bench]' ({error})"
-    )
+def _exported(target: str, form: str) -> Callable[..., Product]:
+    """Return what makes a product of an exporter's package in its runtime."""
 
+    def make(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
+        source, chosen = _source(weights), load_target(target)
+        settings = make_settings(source.graph, load_profile("generic-50mb"), chosen.form(form))
+        with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
+            path = Path(scratch) / f"product{chosen.suffix}"
+            chosen.write(source, settings, path, metadata={})
+            runner = chosen.open(path, source, settings)
+        return lambda: runner.run({"x": x})["y"]
 
-def _two_bits(codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pack groups of four along the last axis, the first in the lowest bits."""
-    fields = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 4) & np.uint8(3)
-    shifts = np.array([0, 2, 4, 6], np.uint8)
-    packed: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=-1)
-    return packed
-
-
-def _litert(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
-    try:
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise _missing("ai-edge-litert", error) from error
-    interpreter = Interpreter(model_content=_tflite(schema, flatbuffers, weights), num_threads=1)
-    interpreter.allocate_tensors()
-
-    def product() -> object:
-        interpreter.set_tensor(0, x)
-        interpreter.invoke()
-        return interpreter.get_tensor(2)
-
-    return product
-
-
-def _tflite(schema: Any, flatbuffers: Any, weights: NDArray[np.int8]) -> bytes:
-    """Return a model of one fully-connected op over INT2 weights.
-
-    The one scale is written once per row: XNNPACK does not take the op otherwise.
-    """
-    fully_connected, int2 = schema.BuiltinOperator.FULLY_CONNECTED, 19
-    quantization = schema.QuantizationParametersT()
-    quantization.scale = np.full(ROWS, SCALE, np.float32)
-    quantization.zeroPoint = np.zeros(ROWS, np.int64)
-    tensors = []
-    for index, (name, shape, kind) in enumerate(
-        (
-            ("x", [1, K], schema.TensorType.FLOAT32),
-            ("w", [ROWS, K], int2),
-            ("y", [1, ROWS], schema.TensorType.FLOAT32),
-        )
-    ):
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, shape, kind, index + 1
-        tensor.quantization = quantization if name == "w" else None
-        tensors.append(tensor)
-    operator = schema.OperatorT()
-    operator.inputs, operator.outputs = [0, 1, -1], [2]
-    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
-    operator.builtinOptions = schema.FullyConnectedOptionsT()
-    graph = schema.SubGraphT()
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [0], [2], [operator]
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = fully_connected
-    code.version = 12
-    model = schema.ModelT()
-    model.version, model.subgraphs, model.operatorCodes = 3, [graph], [code]
-    model.buffers = [schema.BufferT() for _ in range(4)]
-    model.buffers[2].data = _two_bits(weights).reshape(-1)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def _onnxruntime(weights: NDArray[np.int8], x: NDArray[np.float32]) -> Product:
-    source = _source(weights)
-    target = load_target("onnx")
-    settings = make_settings(source.graph, load_profile("generic-50mb"), target.form("ort"))
-    with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
-        path = Path(scratch) / "product.onnx"
-        target.write(source, settings, path, metadata={})
-        runner = target.open(path, source, settings)
-    return lambda: runner.run({"x": x})["y"]
+    return make

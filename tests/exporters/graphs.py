@@ -79,6 +79,12 @@ def one_node(op: str, seed: int) -> ModelSource:
     return b.source(inputs, [output], context_length=24)
 
 
+def one_matrix(rows: int, k: int) -> ModelSource:
+    """A ternary linear."""
+    b = GraphBuilder(1)
+    return b.source(["x"], [b.ternary("layer", b.input("x", k), rows)])
+
+
 def random_inputs(source: ModelSource, rows: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     made = {}

@@ -17,7 +17,7 @@ from bitnet_edge.exporters.targets import onnx as onnx_target
 from bitnet_edge.exporters.targets.onnx_runner import session
 from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
 from bitnet_edge.profiles import load_profile
-from tests.graphs import GraphBuilder
+from tests.exporters.graphs import one_matrix
 
 TARGET = load_target("onnx")
 METADATA = {VERIFICATION_KEY: unverified()}
@@ -25,11 +25,6 @@ METADATA = {VERIFICATION_KEY: unverified()}
 
 def settings(source, form, **choices):
     return make_settings(source.graph, load_profile("pixel-8"), TARGET.form(form), **choices)
-
-
-def one_matrix(rows, k):
-    b = GraphBuilder(1)
-    return b.source(["x"], [b.ternary("layer", b.input("x", k), rows)])
 
 
 @pytest.mark.parametrize("form", list(TARGET.forms))

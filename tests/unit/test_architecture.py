@@ -32,10 +32,13 @@ ORDER = [
 ]
 DEVICE = {"runtime", "generation", "tokenizer", "container", "memory"}
 HEAVY = {  # imported in exactly one file each
+    "ai_edge_litert": "litert_runner.py",
+    "flatbuffers": "litert.py",
     "numpy": "_numpy.py",
     "onnx": "onnx.py",
     "onnxruntime": "onnx_runner.py",
     "pytest": "pytest_plugin.py",
+    "tflite_runtime": "litert_runner.py",
     "yaml": "profiles.py",
 }
 

@@ -117,12 +117,11 @@ def test_a_failing_llama_decode_is_told(tmp_path, monkeypatch):
 def test_missing_peers_are_named(tiny, monkeypatch, capsys, package, arguments):
     if package == "llama_cpp":
         monkeypatch.setattr(peers, "write_gguf", lambda path, name, config: path.touch())
-    for runner in ("onnx_runner", "litert_runner"):  # other tests may have imported them
-        name = f"bitnet_edge.exporters.targets.{runner}"
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [n for n in sys.modules if n.startswith("bitnet_edge.exporters.targets.")]:
+        monkeypatch.delitem(sys.modules, name)  # other tests may have imported them
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["bench", *arguments]) == 2
-    extra = {"onnxruntime": "onnx"}.get(package, "bench")
+    extra = {"ai_edge_litert": "litert", "onnxruntime": "onnx"}.get(package, "bench")
     assert f"pip install 'bitnet-edge[{extra}]'" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from bitnet_edge.errors import ArgumentError
 from bitnet_edge.head_packing import HEAD_DTYPES
 from bitnet_edge.losses import BUNDLED
-from bitnet_edge.planner import CHUNKS, KV_DTYPES, Choices, Plan, Planner
+from bitnet_edge.planner import CHUNKS, KV_DTYPES, RESIDENCIES, Choices, Plan, Planner
 
 __all__ = ["Alternative", "alternatives"]
 
@@ -80,12 +80,18 @@ def _variants(planner: Planner, own: Choices) -> Iterator[Choices]:
     for threads in sorted({1, planner.profile.default_threads, own.threads * 2}):
         if threads <= sum(cluster.count for cluster in planner.profile.cores):
             yield replace(own, threads=threads)
+    for residency in RESIDENCIES:
+        yield replace(own, residency=residency)
 
 
 def _reasons(planner: Planner, chosen: Plan, plan: Plan, name: str) -> tuple[str, ...]:
     reasons = []
     if plan.budget.over:
         reasons.append(f"{plan.budget.over / (1 << 20):.2f} MB over the private budget")
+    limit = plan.budget.resident_allowed
+    if limit is not None and plan.budget.resident > max(limit, chosen.budget.resident):
+        over = (plan.budget.resident - limit) / (1 << 20)
+        reasons.append(f"keeps {over:.2f} MB more than the resident budget")
     if _worse(chosen, plan, name):
         loss = BUNDLED.get((name, str(plan.choices_json()[name])))
         reasons.append(f"lossier: {loss} on the bundled model" if loss else "lossier")
@@ -118,5 +124,6 @@ def _preference(planner: Planner, name: str) -> str:
         "context": f"not asked for: the profile's default is {planner.profile.default_context}",
         "head_dtype": "not asked for",
         "prefill_chunk": "no faster",
+        "residency": "not asked for",
         "threads": "not the profile's default, or the layers are too small to share",
     }.get(name, "not asked for")

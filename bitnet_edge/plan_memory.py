@@ -54,11 +54,17 @@ class BudgetReport:
         Bytes of clean, file-backed weight pages (not private).
     allowed : int
         Bytes of private memory the profile grants.
+    resident : int
+        Bytes of private memory and of the weight pages that are kept.
+    resident_allowed : int or None
+        Of those, what the profile grants; None: all there is.
     """
 
     classes: Mapping[str, int]
     weights: int
     allowed: int
+    resident: int
+    resident_allowed: int | None
 
     @property
     def needed(self) -> int:

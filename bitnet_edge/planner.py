@@ -286,7 +286,11 @@ class Planner:
             state_bytes=state_bytes,
             weights=footprint.weights,
             budget=BudgetReport(
-                self._classes(choices), footprint.weights_bytes, self.profile.private_bytes
+                self._classes(choices),
+                footprint.weights_bytes,
+                self.profile.private_bytes,
+                self.resident(choices),
+                self.profile.resident_bytes,
             ),
             package_bytes=footprint.package_bytes,
             speed=predict(
@@ -297,6 +301,7 @@ class Planner:
                 prefill_chunk=choices.prefill_chunk,
                 threads=choices.threads,
                 state_bytes=state_bytes,
+                streamed=choices.residency == STREAMED,
             ),
         )
 
@@ -307,19 +312,29 @@ class Planner:
         """
         chunks = [c for c in {wanted.prefill_chunk, *self.chunks} if c <= wanted.prefill_chunk]
         found: set[Choices] = set()
-        for kv_dtype, chunk, threads in product(KV_DTYPES, chunks, {wanted.threads, 1}):
-            attempt = replace(wanted, kv_dtype=kv_dtype, prefill_chunk=chunk, threads=threads)
+        residencies = {wanted.residency, MAPPED, STREAMED}
+        for kv_dtype, chunk, threads, residency in product(
+            KV_DTYPES, chunks, {wanted.threads, 1}, residencies
+        ):
+            attempt = replace(
+                wanted,
+                kv_dtype=kv_dtype,
+                prefill_chunk=chunk,
+                threads=threads,
+                residency=residency,
+            )
             attempt = replace(attempt, context=self._longest(attempt))
             if (attempt.context or not self.limit) and self.fits(attempt):
                 found.add(attempt)
 
-        def distance(choices: Choices) -> tuple[int, int, int, int]:
+        def distance(choices: Choices) -> tuple[int, ...]:
             changed = sum(
                 getattr(choices, field.name) != getattr(wanted, field.name)
                 for field in fields(Choices)
             )
             loss = KV_DTYPES.index(choices.kv_dtype)
-            return changed, -choices.context, loss, -choices.prefill_chunk
+            residency = RESIDENCIES.index(choices.residency)
+            return changed, -choices.context, loss, -choices.prefill_chunk, residency
 
         return sorted(found, key=distance)[:count]
 

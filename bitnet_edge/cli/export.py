@@ -114,6 +114,8 @@ def plan_json(plan: Plan, losses: Losses | None = None) -> dict[str, Any]:
         **plan.choices_json(),
         "screen_bytes": screen_bytes(plan),
         **plan.budget.to_json(),
+        "resident_bytes": plan.budget.resident,
+        "resident_allowed_bytes": plan.budget.resident_allowed,
         "package_bytes": plan.package_bytes,
         "predicted": plan.speed.to_json(),
         "losses": {
@@ -178,6 +180,9 @@ def budget_table(plan: Plan, losses: Losses | None = None) -> str:
             "file pages, not private memory",
         ),
     ]
+    if budget.resident_allowed is not None:
+        allowed = f"of {size(budget.resident_allowed)} resident, the weights' pages included"
+        rows.append(("kept at once", size(budget.resident), allowed))
     head = "" if plan.head_dtype == STORED else f"{plan.head_dtype} head, "
     choices = (
         f"  context {plan.context}, {plan.kv_dtype.value} KV cache, {head}prefill in chunks of "

@@ -118,6 +118,30 @@ def test_reasons():
     assert "--kv-dtype is pinned" in pinned["kv_dtype", "f32"]
 
 
+def test_what_the_resident_budget_rejects(capsys, tmp_path):
+    """2B-4T on a board of 512 MB: its weights are streamed, at the speed of the card."""
+    graph, profile = load_synthetic("bitnet-2b-4t").graph, load_profile("raspberry-pi-zero-2w")
+    planner = Planner(graph, profile)
+    plan = planner.solve()
+    assert plan.residency == "streamed"
+    assert plan.speed.decode_bound == "storage"
+    assert plan.budget.resident <= plan.budget.resident_allowed == 256 << 20
+    why = {
+        (other.choice, other.value): "; ".join(other.reasons)
+        for other in alternatives(planner, plan)
+    }
+    for residency in ("mapped", "resident"):
+        assert re.match(
+            r"keeps \d+\.\d\d MB more than the resident budget", why["residency", residency]
+        )
+    with pytest.raises(BudgetExceeded, match="of resident memory") as caught:
+        make_plan(graph, profile, residency="resident")
+    assert caught.value.nearest[0].residency == "mapped"
+    assert caught.value.nearest[1].residency == "streamed"
+    out = printed(capsys, checkpoint("packed"), "--device", "raspberry-pi-zero-2w")
+    assert re.search(r"kept at once +[\d.]+ MB +of 256.0 MB resident", out)
+
+
 def test_heads_that_a_graph_cannot_have_are_no_alternatives():
     why = reasons(Planner(mlp().graph, load_profile("generic-50mb")))
     assert not any(choice == "head_dtype" for choice, _ in why)

@@ -145,5 +145,10 @@ def _difference(expected: bytes, got: bytes, rows: int) -> str:
         return f"expected {len(expected)} bytes, got {len(got)}"
     at = next(i for i in range(0, len(got), 4) if expected[i : i + 4] != got[i : i + 4])
     row, column = divmod(at // 4, len(got) // 4 // rows)
-    a, b = (struct.unpack_from("<f", data, at)[0] for data in (expected, got))
-    return f"expected {a:.9g}, got {b:.9g} in row {row}, column {column}"
+    a, b = expected[at : at + 4], got[at : at + 4]
+    return f"expected {_float(a)}, got {_float(b)} in row {row}, column {column}"
+
+
+def _float(raw: bytes) -> str:
+    """Return a number and its bits: two NaNs may differ."""
+    return f"{struct.unpack('<f', raw)[0]:.9g} (0x{int.from_bytes(raw, 'little'):08x})"

@@ -23,6 +23,7 @@ from bitnet_edge.errors import (
 )
 from bitnet_edge.profiles import Profile, load_profile
 from bitnet_edge.runtime import load
+from bitnet_edge.tokenizer import Tokenizer
 from bitnet_edge.validate.golden import check_golden
 from bitnet_edge.validate.memory import measure_memory
 from bitnet_edge.validate.numerics import (
@@ -183,6 +184,8 @@ class _Validation:
         file = self._file
         self.report.model = file.model["name"]
         program = _engine.Program(file.section("program"), file.section("weights"))
+        if "tokenizer" in file.sections:
+            Tokenizer(file.section("tokenizer"))
         self.planned_threads = file.plan["threads"]
         self.readable = True
         return (

@@ -16,8 +16,10 @@ from bitnet_edge import _engine
 from bitnet_edge.bench import measure
 from bitnet_edge.cli import main
 from bitnet_edge.container import PREFIX, open_bte
+from bitnet_edge.errors import MissingDependency
 from bitnet_edge.generation import Generation
 from bitnet_edge.validate import numerics, run, speed
+from bitnet_edge.validate.report import CheckFailed
 from tests.conftest import checkpoint
 from tests.fuzz.mutate_bte import mutate
 from tests.graphs import decoder, mlp
@@ -112,6 +114,81 @@ def test_a_model_that_is_no_language_model(tmp_path, validate):
     code, _, err = validate(path, *NUMERIC, "--save-golden", golden, "--prompt", "x")
     assert (code, len(err)) == (2, 1)
     assert "takes no text" in err[0]
+
+
+def test_the_scalar_kernels_stand_in_for_what_is_missing(bte, validate, monkeypatch):
+    """A board without numpy, a model too large for it, a CPU without vectors: each is said."""
+    where = ("--skip", "speed", "--skip", "memory")
+
+    def missing(*arguments: object) -> None:
+        raise MissingDependency("[numpy] missing")
+
+    monkeypatch.setattr(numerics, "_reference", missing)
+    code, out, _ = validate(bte, *where)
+    assert (code, statuses(out)["reference"]) == (0, "skip")
+    assert "numpy is not installed here: the scalar kernels are the second impl" in out
+    monkeypatch.setattr(numerics, "REFERENCE_WEIGHTS", 1_000_000)
+    assert (
+        "too large for the numpy reference (1 M multiply-adds a token" in validate(bte, *where)[1]
+    )
+    monkeypatch.setenv("BITNET_EDGE_CPU", "scalar")
+    _engine.set_cpu("scalar")
+    try:
+        assert statuses(validate(bte, *where)[1])["scalar"] == "skip"
+    finally:
+        monkeypatch.delenv("BITNET_EDGE_CPU")
+        _engine.set_cpu()
+
+
+def test_arithmetic_that_differs(bte, validate, monkeypatch):
+    """Each check of the numerics fails when one bit of one output is another."""
+    honest = numerics.run_probe
+
+    def lying(model, probe, chunk=None):
+        outputs = honest(model, probe, chunk)
+        if model.threads == 2 or chunk == 3 or _engine.kernel_isas()["add_f32"] == "scalar":
+            outputs[0] = outputs[0][:-4] + b"\0\0\xc0\x7f"
+        return outputs
+
+    monkeypatch.setattr(numerics, "run_probe", lying)
+    code, _, err = validate(bte, *NUMERIC)
+    assert code == 1
+    names = [line.split(": ")[1] for line in err]
+    assert names == (["scalar"] if {"scalar"} != HERE else []) + ["prefill", "threads"]
+    for line in err:
+        assert re.search(
+            r"expected \S+ \(0x[0-9a-f]{8}\), got \S+ \(0x[0-9a-f]{8}\) in row 19, column 2047 of "
+            "output 0, probe 'spread'",
+            line,
+        ), line
+    monkeypatch.setattr(numerics, "run_probe", lambda *a: [b""])
+    assert "reference: expected 49152 bytes, got 0" in "".join(validate(bte, *NUMERIC)[2])
+
+
+def test_what_goes_wrong_in_a_check_is_its_failure(bte, validate, monkeypatch):
+    def exhausted(*arguments: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(run, "check_scalar", exhausted)
+    failing(validate(bte, *NUMERIC), "scalar: out of memory")
+
+
+def test_resident_memory_over_the_budget(bte, tmp_path, validate, monkeypatch):
+    found = {"private": 1, "resident": 61 << 20, "peak": None, "counts_page_cache": False}
+    found |= {"context": 1, "limit": 5, "mechanism": "RLIMIT_DATA", "stages": []}
+    monkeypatch.setattr(run, "measure_memory", lambda *a, **k: found)
+    device = profile(tmp_path, resident_mb=60)
+    failing(
+        validate(bte, "--device", device, *ONLY_MEMORY),
+        f"resident: {61 << 20} bytes resident pages of the process, 1048576 more than the ",
+    )
+
+    def unmeasured(*arguments: object, **named: object) -> None:
+        raise CheckFailed("killed")
+
+    monkeypatch.setattr(run, "measure_memory", unmeasured)
+    code, out, err = validate(bte, "--device", device, *ONLY_MEMORY)
+    assert (code, statuses(out)["resident"], len(err)) == (1, "skip", 1)
 
 
 # -- what fails, by one line each -----------------------------------------------------------

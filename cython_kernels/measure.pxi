@@ -39,6 +39,8 @@ cdef extern from "calibrate.h":
     void be_measure_clock(uint64_t cycles, uint64_t *ns) nogil
     be_status be_measure_ternary(const uint8_t *buffer, size_t size, const be_ternary_work *work,
                                  uint32_t threads, uint64_t *ns) nogil
+    be_status be_measure_head(const uint8_t *buffer, size_t size, uint32_t k, uint32_t bits,
+                              uint32_t threads, uint64_t *ns) nogil
 
 
 cdef class Profile:
@@ -143,4 +145,24 @@ def measure_ternary(buffer, uint32_t rows, uint32_t k, uint32_t m=1, uint32_t re
         status = be_measure_ternary(<const uint8_t *>view.buf, view.len, &work, threads, &ns)
     PyBuffer_Release(&view)
     raise_status(status, f"({rows}, {k}) x {m} in {len(buffer)} bytes, {threads} threads")
+    return ns
+
+
+def measure_head(buffer, uint32_t k, uint32_t bits, uint32_t threads=1):
+    """Multiply a buffer once, as a head of k columns in int4, int8 or bfloat16 (``bits`` 16);
+    return the nanoseconds.
+
+    Raises
+    ------
+    ArgumentError
+        For other bits, k beyond 65536, or less than 16 rows.
+    """
+    cdef Py_buffer view
+    cdef be_status status
+    cdef uint64_t ns = 0
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    with nogil:
+        status = be_measure_head(<const uint8_t *>view.buf, view.len, k, bits, threads, &ns)
+    PyBuffer_Release(&view)
+    raise_status(status, f"{k} columns of {bits} bits in {len(buffer)} bytes, {threads} threads")
     return ns

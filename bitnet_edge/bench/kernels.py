@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ternary kernels alone: from memory against the read bandwidth, in cache against scalar."""
+"""Kernels alone: from memory against the read bandwidth, in cache against scalar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MACS = 400_000_000  # of one sample in cache
 
 
 def bench_kernels(threads: list[int], runs: int = 7, size: int = READ_BYTES) -> dict[str, Any]:
-    """Measure gemv and gemm over P16.
+    """Measure gemv and gemm over P16, and heads.
 
     Parameters
     ----------
@@ -48,6 +48,7 @@ def bench_kernels(threads: list[int], runs: int = 7, size: int = READ_BYTES) -> 
         for buffer, where in ((read_buffer(size), "memory"), (mapped, "mapped file")):
             for n in threads:
                 rows += _from_memory(buffer, where, n, runs)
+                rows += _heads(buffer, n, runs) if where == "memory" else ()
             buffer.close()
     rows += _in_cache(runs)
     return {"kernels": _engine.kernel_isas(), "rows": rows}
@@ -83,6 +84,23 @@ def _from_memory(buffer: Buffer, where: str, threads: int, runs: int) -> Iterato
         "percent_of_read": median(100 * gemv / read for read, gemv in samples),
         "gmac_per_s": 4 * speed,
     }
+
+
+def _heads(buffer: Buffer, threads: int, runs: int) -> Iterator[dict[str, Any]]:
+    """Yield a row per stored type of a head of K columns, as many rows as the buffer holds."""
+    for name, bits in (("bf16", 16), ("int8", 8), ("int4", 4)):
+        samples = []
+        for index in range(runs + 1):
+            read = read_gbps(buffer, threads)
+            ns = _engine.measure_head(buffer, K, bits, threads)
+            if index > 0:
+                samples.append((read, len(buffer) / ns))
+        yield {
+            "what": f"head {name} x{K}, memory",
+            "threads": threads,
+            "gb_per_s": median(head for _, head in samples),
+            "percent_of_read": median(100 * head / read for read, head in samples),
+        }
 
 
 def _in_cache(runs: int) -> Iterator[dict[str, Any]]:

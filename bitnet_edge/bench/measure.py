@@ -41,6 +41,7 @@ __all__ = [
 
 READ_BYTES = 256 << 20  # beyond any cache
 _CALIBRATION = (64, 1024)  # rows and columns: 16 KB, in the first cache of every CPU
+_GEMM = (6912, 2560, 128)
 _PROFILED_TOKENS = 16
 
 
@@ -87,6 +88,13 @@ def calibration_ns() -> float:
         min(_engine.measure_ternary(weights, rows, k, 1, repeats, 1, True) for _ in range(5))
         / repeats
     )
+
+
+def gemm_gmacs(threads: int) -> float:
+    """Return the rate of the dispatched GEMM alone: one matrix of the 2B-4T model, 128 tokens."""
+    rows, k, m = _GEMM
+    ns = _engine.measure_ternary(bytes(range(256)) * (rows * k // 4 // 256), rows, k, m, 1, threads)
+    return rows * k * m / ns
 
 
 # -- a model ----------------------------------------------------------------------------------
@@ -182,6 +190,7 @@ def bench_model(
         "kernels": _engine.kernel_isas(),
         "calibration_ns": median(r["calibration_ns"] for r in rounds),
         "read_gbps": median(r["read_gbps"] for r in rounds),
+        "gemm_gmac_per_s": median(r["gemm"] for r in rounds),
         "prefill": [
             {
                 "tokens": length,
@@ -189,6 +198,10 @@ def bench_model(
                 "gmac_per_s": prefill_macs(works, length)
                 / median(r["prefill", length] for r in rounds)
                 / 1e9,
+                "percent_of_gemm": median(
+                    100 * prefill_macs(works, length) / r["prefill", length] / 1e9 / r["gemm"]
+                    for r in rounds
+                ),
             }
             for length in lengths
         ],
@@ -233,6 +246,7 @@ def _round(
     one: dict[Any, float] = {
         "calibration_ns": calibration_ns(),
         "read_gbps": read_gbps(buffer, model.threads),
+        "gemm": gemm_gmacs(model.threads),
     }
     for length in lengths:
         one["prefill", length] = prefill_seconds(model, prompt_ids(model, length))

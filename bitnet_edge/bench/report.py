@@ -22,7 +22,7 @@ def lines(data: dict[str, Any]) -> Iterator[str]:
         yield from _llama_cpp(result)
         yield ""
     if "kernel_rows" in data:
-        yield "ternary kernels"
+        yield "kernels"
         yield _columns(data["kernel_rows"])
         yield ""
     if "products" in data:
@@ -37,7 +37,8 @@ def _model(r: dict[str, Any]) -> Iterator[str]:
         (
             "prefill",
             f"{p['tokens_per_second']:.0f} tokens/s",
-            f"{p['tokens']} tokens, {p['gmac_per_s']:.1f} GMAC/s",
+            f"{p['tokens']} tokens, {p['gmac_per_s']:.1f} GMAC/s, "
+            f"{p['percent_of_gemm']:.0f} % of the standalone GEMM rate",
         )
         for p in r["prefill"]
     ]

@@ -39,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", nargs="?", help="a .bte file")
     parser.add_argument("--geometry", help="measure a made-up model of this geometry (see synth)")
-    parser.add_argument("--kernels", action="store_true", help="measure the ternary kernels alone")
+    parser.add_argument(
+        "--kernels", action="store_true", help="measure the ternary and head kernels alone"
+    )
     parser.add_argument("--threads", type=_counts, help="one number, or several: 1,2")
     parser.add_argument("--prompt-tokens", type=_counts, default=[128, 512], metavar="N[,N...]")
     parser.add_argument("--new-tokens", type=int, default=128)

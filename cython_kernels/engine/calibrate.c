@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Measuring reads and ternary products on the pool (calibrate.h).
+// Measuring reads, ternary products and heads on the pool (calibrate.h).
 //
 // The read is portable C: vector extensions give SSE2 or NEON code, and wider registers would gain
 // nothing. Measured on Zen 5, GB/s of 16 / 32 / 64 byte loads: prefetching 41, 41, 40 on one
@@ -19,7 +19,9 @@ enum {
   LINE = 64,
   PREFETCH_BYTES = 4096, // ahead
   PANELS = 4,            // of one work item of a product, as in program_run.c
-  TOKENS = 64
+  TOKENS = 64,
+  HEAD_ITEM_BYTES = 128 * 1024, // of a head, likewise
+  HEAD_PANELS = 16
 };
 
 // Sixteen bytes at any address.
@@ -182,5 +184,59 @@ be_status be_measure_ternary(const uint8_t *buffer, size_t bytes, const be_terna
   if (status == BE_OK)
     status = timed(multiply_share, &x, &x.share, threads, ns);
   free(x.q_sum);
+  return status;
+}
+
+// A head of k columns, read once: panels of 16 rows of int8 or int4 codes, or of bfloat16.
+typedef struct projecting {
+  be_work_share *share;
+  const be_kernels *kernels;
+  const uint8_t *buffer;
+  const int16_t *q;     // [k padded]
+  const int32_t *q_sum; // [k padded / 32]
+  const float *x;       // [k]
+  uint32_t k, bits;
+  size_t panels, panel_bytes, item_panels;
+} projecting;
+
+static void project_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
+  projecting *p = context;
+  size_t item, items = (p->panels + p->item_panels - 1) / p->item_panels;
+  float y[HEAD_PANELS * BE_HEAD_ROWS];
+  if (thread == 0)
+    be_work_begin(p->share, items, n_threads);
+  be_barrier_wait(barrier);
+  while (be_work_take(p->share, thread, n_threads, &item)) {
+    size_t first = item * p->item_panels, n = min_size(p->item_panels, p->panels - first);
+    const uint8_t *w = p->buffer + first * p->panel_bytes;
+    if (p->bits == 16)
+      p->kernels->dense_gemv_bf16(y, (const uint16_t *)w, n * BE_HEAD_ROWS, p->k, p->x);
+    else if (p->bits == 8)
+      p->kernels->head_gemv_i8(y, w, n, p->k, p->q, 1.0f);
+    else
+      p->kernels->head_gemv_i4(y, w, n, p->k, p->q, p->q_sum, 1.0f);
+  }
+}
+
+be_status be_measure_head(const uint8_t *buffer, size_t bytes, uint32_t k, uint32_t bits,
+                          uint32_t threads, uint64_t *ns) {
+  if (k == 0 || k > 1 << 16 || (bits != 4 && bits != 8 && bits != 16))
+    return BE_ERR_ARGUMENT;
+  projecting p = {.kernels = be_engine_kernels(), .buffer = buffer, .k = k, .bits = bits};
+  p.panel_bytes = bits == 16 ? (size_t)BE_HEAD_ROWS * k * 2 : (size_t)be_head_panel_bytes(bits, k);
+  p.panels = bytes / p.panel_bytes;
+  p.item_panels = HEAD_ITEM_BYTES / p.panel_bytes;
+  p.item_panels = p.item_panels < 1 ? 1 : min_size(p.item_panels, HEAD_PANELS);
+  if (p.panels == 0)
+    return BE_ERR_ARGUMENT;
+  size_t padded = (k + BE_WIDE_K - 1) / BE_WIDE_K * BE_WIDE_K;
+  uint8_t *zeros = calloc(padded, sizeof *p.x + sizeof *p.q_sum + sizeof *p.q);
+  if (!zeros)
+    return BE_ERR_NO_MEMORY;
+  p.x = (const float *)zeros;
+  p.q_sum = (const int32_t *)(p.x + padded);
+  p.q = (const int16_t *)(p.q_sum + padded);
+  be_status status = timed(project_share, &p, &p.share, threads, ns);
+  free(zeros);
   return status;
 }

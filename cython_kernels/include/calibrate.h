@@ -32,4 +32,9 @@ typedef struct be_ternary_work {
 be_status be_measure_ternary(const uint8_t *buffer, size_t bytes, const be_ternary_work *work,
                              uint32_t threads, uint64_t *ns);
 
+// Multiplies every whole panel of 16 rows in `buffer` (any bytes; at least one panel), a head of k
+// columns in `bits` 4, 8 (head_layout.h) or 16 (bfloat16 rows), by zeros; `ns` is the time.
+be_status be_measure_head(const uint8_t *buffer, size_t bytes, uint32_t k, uint32_t bits,
+                          uint32_t threads, uint64_t *ns);
+
 #endif

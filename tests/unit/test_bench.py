@@ -161,6 +161,18 @@ def test_measure_ternary_refuses(sizes):
         _engine.measure_ternary(bytes(4096), *sizes)
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("k", [1, 640, 2560])
+def test_measure_head_runs_every_type(k, bits):
+    assert _engine.measure_head(bytes(1 << 20), k, bits, 2) > 0
+
+
+@pytest.mark.parametrize(("size", "k", "bits"), [(10, 64, 8), (4096, 0, 8), (1 << 20, 64, 5)])
+def test_measure_head_refuses(size, k, bits):
+    with pytest.raises(ArgumentError, match=f"{k} columns of {bits} bits in {size} bytes"):
+        _engine.measure_head(bytes(size), k, bits)
+
+
 def test_measure_ternary_needs_one_matrix():
     with pytest.raises(ArgumentError, match=r"\(64, 64\) x 1 in 1023 bytes"):
         _engine.measure_ternary(bytes(1023), 64, 64)

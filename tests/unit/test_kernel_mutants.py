@@ -170,7 +170,7 @@ AVX2 = [
     Mutant(
         "weights of earlier keys not rescaled",
         "scalar/attention_tiles.h",
-        "sum = multiply16(sum, c);",
+        "store16(sum, multiply16(load16(sum), c));",
         "",
         "attention_f32",
         ("x86/attention_avx2.c",),

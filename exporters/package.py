@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_edge.atomic import replacing
+from bitnet_edge.errors import UnsupportedOp
 from bitnet_edge.exporters.targets import load_target
 from bitnet_edge.exporters.targets.target import (
     VERIFICATION_KEY,
@@ -19,6 +20,7 @@ from bitnet_edge.exporters.targets.target import (
     unverified,
 )
 from bitnet_edge.exporters.verify import Verification, stamp, verify
+from bitnet_edge.head_packing import STORED
 from bitnet_edge.writer import store_limit_error
 
 if TYPE_CHECKING:
@@ -124,6 +126,12 @@ def write_package(
         When the package is larger than the device's store delivers, or cannot be written.
     """
     tell = progress or (lambda what: None)
+    if source.head_dtype != STORED:
+        raise UnsupportedOp(
+            f"[linear] cannot be exported: the head of {source.graph.info.name!r} was quantised to "
+            f"{source.head_dtype} when this file was written (node {source.graph.nodes[-1].name!r})"
+            "; export the original checkpoint"
+        )
     chosen = load_target(target)
     settings = make_settings(source.graph, profile, chosen.form(form), context, prefill_chunk)
     metadata = {

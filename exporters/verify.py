@@ -27,6 +27,7 @@ from bitnet_edge.errors import ExportError, VerificationFailed
 from bitnet_edge.exporters.targets.target import (
     VERIFICATION_BYTES,
     VERIFICATION_KEY,
+    Runner,
     Settings,
     Target,
     dense_elements,
@@ -38,7 +39,7 @@ from bitnet_edge.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from bitnet_edge.exporters.sources.source import ModelSource
 
-__all__ = ["Verification", "stamp", "verify"]
+__all__ = ["Verification", "compare", "stamp", "verify"]
 
 TEXTS = (
     "ROMEO:\n",
@@ -118,8 +119,39 @@ def verify(target: Target, path: Path, source: ModelSource, settings: Settings) 
         Naming the first op that is wrong, or the rows that deviate without a reason.
     """
     runs = _reference_runs(source, settings)
-    runner = target.open(path, source, settings)
-    output = source.graph.outputs[0]
+    measured = _measure(target.open(path, source, settings), source, runs)
+    errors = measured.errors
+    worst = max(float(e.max()) for e in errors)
+    checked, flipped = 0, None
+    if _is_small(source) or not worst <= target.tolerance.row:  # NaN is no agreement
+        twin = _check_ops(target, source, settings, runs)
+        checked = len(source.graph.nodes)
+        flipped = _explain(target, source, runs, errors, twin)
+    result = _summarise(measured, source, runs, flipped, checked)
+    if result.agreement is not None and result.agreement < target.tolerance.agreement:
+        raise VerificationFailed(
+            f"[{target.name}] expected {target.tolerance.agreement:.1%} of the largest outputs to "
+            f"be the reference's, got {result.agreement:.1%}"
+        )
+    return result
+
+
+def compare(runner: Runner, source: ModelSource, settings: Settings) -> Verification:
+    """Measure a runner against the reference without judging it."""
+    runs = _reference_runs(source, settings)
+    return _summarise(_measure(runner, source, runs), source, runs, None, 0)
+
+
+@dataclass
+class _Measured:
+    """Outputs of a runner, and each row's error."""
+
+    runtime: str
+    rows: list[Any]
+    errors: list[Any]
+
+
+def _measure(runner: Runner, source: ModelSource, runs: list[_Run]) -> _Measured:
     rows: list[Any] = []
     for run in runs:
         if run.first:
@@ -129,33 +161,34 @@ def verify(target: Target, path: Path, source: ModelSource, settings: Settings) 
         np.max([_errors(row[n], run.values[n]) for n in source.graph.outputs], axis=0)
         for run, row in zip(runs, rows, strict=True)
     ]
-    checked, flipped = 0, [np.zeros(len(e), bool) for e in errors]
-    worst = max(float(e.max()) for e in errors)
-    if _is_small(source) or not worst <= target.tolerance.row:  # NaN is no agreement
-        twin = _check_ops(target, source, settings, runs)
-        checked = len(source.graph.nodes)
-        flipped = _explain(target, source, runs, errors, twin)
+    return _Measured(runner.runtime, rows, errors)
+
+
+def _summarise(
+    measured: _Measured,
+    source: ModelSource,
+    runs: list[_Run],
+    flipped: list[Any] | None,
+    checked: int,
+) -> Verification:
+    errors = np.concatenate(measured.errors)
+    reached = np.zeros(len(errors), bool) if flipped is None else np.concatenate(flipped)
+    output = source.graph.outputs[0]
     agreement, ties = None, 0
     perplexities: tuple[float | None, float | None] = (None, None)
     if source.graph.info.vocab_size:
-        found = [row[output] for row in rows]
+        found = [row[output] for row in measured.rows]
         expected = [run.values[output][-len(f) :] for run, f in zip(runs, found, strict=True)]
         agreement, ties = _agreement(expected, found)
         perplexities = (_perplexity(runs, found), _perplexity(runs, expected))
-    if agreement is not None and agreement < target.tolerance.agreement:
-        raise VerificationFailed(
-            f"[{target.name}] expected {target.tolerance.agreement:.1%} of the largest outputs to "
-            f"be the reference's, got {agreement:.1%}"
-        )
-    all_errors, reached = np.concatenate(errors), np.concatenate(flipped)
     return Verification(
-        runner.runtime,
+        measured.runtime,
         sum(run.first for run in runs),
-        len(all_errors),
+        len(errors),
         sum(not run.first for run in runs),
-        float(all_errors.max()),
-        float(all_errors.mean()),
-        float(all_errors[~reached].max(initial=0)),
+        float(errors.max()),
+        float(errors.mean()),
+        float(errors[~reached].max(initial=0)),
         int(reached.sum()),
         agreement,
         ties,

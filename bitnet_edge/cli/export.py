@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", help="checkpoint directory, or a .bte file to plan anew")
     parser.add_argument("-o", "--out", help="destination (default: <model>.<target> here)")
-    parser.add_argument("--target", choices=TARGETS, default="bte", help="package format")
+    parser.add_argument("--target", choices=(*TARGETS, "all"), default="bte", help="format")
     packages.add_arguments(parser)
     add_package_arguments(parser)
     add_plan_arguments(parser)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from bitnet_edge.api import export, import_model
-from bitnet_edge.cli.text import print_json, size
+from bitnet_edge.cli.text import print_json, size, table
 from bitnet_edge.errors import ArgumentError
+from bitnet_edge.exporters.comparison import compare_targets
 from bitnet_edge.exporters.package import Package
 from bitnet_edge.exporters.verify import Verification
+from bitnet_edge.profiles import load_profile
 
 __all__ = ["add_arguments", "refuse_arguments", "run"]
 
@@ -36,7 +39,9 @@ def refuse_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace, pinned: dict[str, Any]) -> int:
-    """Export for another runtime, then summarise."""
+    """Export for another runtime, or for all, then summarise."""
+    if args.target == "all":
+        return _run_all(args, pinned)
     result = export(
         import_model(args.checkpoint),
         out=args.out,
@@ -53,6 +58,31 @@ def run(args: argparse.Namespace, pinned: dict[str, Any]) -> int:
     else:
         print(summary(result))
     return 0
+
+
+def _run_all(args: argparse.Namespace, pinned: dict[str, Any]) -> int:
+    """Export for every target into one directory, and compare."""
+    if args.form is not None:
+        raise ArgumentError("[export] --form and --ort need one --target, got all")
+    source = import_model(args.checkpoint)
+    result = compare_targets(
+        source,
+        load_profile(pinned.pop("device")),
+        Path(args.out or f"{source.graph.info.name}-packages"),
+        force=args.force,
+        ota_limit=not args.ignore_ota_limit,
+        verify=args.verify,
+        pinned=pinned,
+        progress=None if args.json else print,
+    )
+    if args.json:
+        print_json(result.to_json())
+    else:
+        print(table(result.cells(), right=(2, 3, 4, 5)))
+        for row in result.rows:
+            print(f"  {row.target}: {row.status}{': ' + row.detail if row.detail else ''}")
+        print(f"  saved as {result.path}/comparison.json and comparison.html")
+    return 1 if any(row.status == "failed" for row in result.rows) else 0
 
 
 def summary(package: Package) -> str:

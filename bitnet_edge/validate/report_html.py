@@ -10,7 +10,7 @@ from typing import Any
 from bitnet_edge.cli.text import counted, size
 from bitnet_edge.validate.report import Report
 
-__all__ = ["page"]
+__all__ = ["STYLE", "page"]
 
 _WIDTH = 960  # of a drawing, in its own units
 _LABELS = 150  # of which names take, at the left
@@ -25,7 +25,7 @@ _STAGES = {  # of the measured process
     "run": "model run",
 }
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c2128; --quiet: #59636e; --line: #d8dee4;
   --pass: #1a7f37; --fail: #cf222e; --skip: #737c87; --track: #eef1f4;
   --c0: #2f6fb7; --c1: #e08a1e; --c2: #3a9a6b; --c3: #b0518f; --c4: #7a68c4; --c5: #b8a12a;
@@ -70,7 +70,7 @@ def page(report: Report) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(report.model or report.file)} on {escape(report.device)}: {verdict}"
-        f"</title><style>{_STYLE}</style></head><body>",
+        f"</title><style>{STYLE}</style></head><body>",
         f'<span class="badge{"" if report.passed else " fail"}">{verdict}</span>',
         f"<h1>{escape(report.model or 'unreadable')} on {escape(report.device)}</h1>",
         f"<p>{escape(report.file)} &middot; {escape(report.summary)}<br>bitnet-edge "

@@ -15,7 +15,7 @@ import pytest
 
 import bitnet_edge
 from bitnet_edge.cli import main
-from bitnet_edge.errors import ArgumentError, ExportError, VerificationFailed
+from bitnet_edge.errors import ArgumentError, ExportError, UnsupportedOp, VerificationFailed
 from bitnet_edge.exporters import lowering, package, verify
 from bitnet_edge.exporters.targets import load_target
 from bitnet_edge.exporters.targets import target as base
@@ -171,6 +171,14 @@ def test_the_store_limit_is_kept(tmp_path):
 def test_choices_that_a_target_does_not_have(choices, message, tmp_path):
     with pytest.raises(ArgumentError, match=message):
         export(decoder(), tmp_path / "m.onnx", **choices)
+
+
+def test_a_head_that_was_quantised_is_refused(tmp_path):
+    bitnet_edge.export(decoder(), out=tmp_path / "m.bte", head_dtype="int8")
+    with pytest.raises(UnsupportedOp, match=r"\[linear\].*int8.*node 'lm_head_linear'"):
+        export(tmp_path / "m.bte", tmp_path / "m.onnx")
+    bitnet_edge.export(decoder(), out=tmp_path / "s.bte")
+    assert export(tmp_path / "s.bte", tmp_path / "m.onnx").verification.agreement >= 0.995
 
 
 def test_a_bte_file_has_no_forms(tmp_path):

@@ -104,8 +104,8 @@ class Comparison:
         lines = [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f"<title>{title}</title><style>{STYLE} body {{ max-width: 1500px; }}</style></head>",
-            f"<body><h1>{title}</h1><p>Packages for every runtime. Those with an error were run, as "
-            "written, against the numpy reference of the graph; an error is a row's largest "
+            f"<body><h1>{title}</h1><p>Packages for every runtime. Those with an error were run, "
+            "as written, against the numpy reference of the graph; an error is a row's largest "
             "difference over its largest output. Memory is planned for bte, and an estimate for "
             "other runtimes.</p><table>",
         ]

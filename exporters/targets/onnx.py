@@ -10,7 +10,7 @@ form         weights and product                                     bits     in
 ===========  ======================================================  =======  =======  =====
 int2         INT2 (opset 25), cast to INT8, `MatMulInteger`          2.00     8        0.23
 int4         INT4 (opset 21), the same, for onnxruntime 1.23         4.00     8        0.23
-dequantize   INT2, `DequantizeLinear`, `MatMul`                      2.07     3        0.3
+dequantize   INT2, `DequantizeLinear`, `MatMul`                      2.06     3        0.3
 ort          `MatMulNBits` of onnxruntime, 2 bits, blocks of 128     2.29     2.3      0.1
 ===========  ======================================================  =======  =======  =====
 

@@ -121,7 +121,12 @@ be_status be_residency_apply(const be_program *program, be_residency mode, int f
       return be_fail(error, BE_ERR_RESIDENCY, "mlock", -1, -1, size, 0);
     return BE_OK;
   }
-  advise_tables(program);
+  if (mode == BE_RESIDENCY_STREAMED)
+    // Only what is asked for: the system's own read-ahead, of megabytes on some storage, goes
+    // beyond the window and brings back what was dropped.
+    advise(program, 0, program->weights_bytes, MADV_RANDOM);
+  else
+    advise_tables(program);
   if (mode == BE_RESIDENCY_STREAMED && file >= 0) {
     stream->file = fcntl(file, F_DUPFD_CLOEXEC, 0);
     if (stream->file < 0)
@@ -140,6 +145,13 @@ void be_residency_release(const be_program *program, be_residency mode, be_strea
     close(stream->file);
 }
 
+// Linux cuts a request silently at the read-ahead size of the storage, 128 KB by default.
+static void request(const be_program *program, uint64_t offset, uint64_t bytes) {
+  const uint64_t most = 128 << 10;
+  for (; bytes > 0; offset += most, bytes -= bytes < most ? bytes : most)
+    advise(program, offset, bytes < most ? bytes : most, MADV_WILLNEED);
+}
+
 static void read_ahead(be_stream *stream) {
   while (stream->ahead < BE_STREAM_AHEAD && stream->ahead_instruction < stream->end_instruction) {
     weight_ranges r = ranges_of(stream->program, stream->ahead_instruction, stream->screened);
@@ -148,7 +160,7 @@ static void read_ahead(be_stream *stream) {
       uint64_t skipped = stream->ahead_bytes > position ? stream->ahead_bytes - position : 0;
       if (skipped < r.bytes[i]) {
         uint64_t bytes = r.bytes[i] - skipped < wanted ? r.bytes[i] - skipped : wanted;
-        advise(stream->program, r.offset[i] + skipped, bytes, MADV_WILLNEED);
+        request(stream->program, r.offset[i] + skipped, bytes);
         stream->ahead_bytes += bytes;
         stream->ahead += bytes;
         wanted -= bytes;

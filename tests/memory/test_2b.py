@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
+from bitnet_edge.memory_limit import run_limited
 from tests.processes import measure
 
 MB = 1 << 20
@@ -44,3 +46,17 @@ def test_private_memory_of_the_whole_process(mapped):
     print({key: value for key, value in mapped.items() if key != "ids"})
     assert len(mapped["ids"]) == NEW
     assert 20 * MB < mapped["private"] < 50 * 10**6
+
+
+@pytest.mark.slow
+def test_streamed_within_50_mib_of_page_cache_and_memory(file, mapped, memory_cgroup):
+    options = json.dumps({"residency": "streamed"})
+    command = [sys.executable, "-c", GENERATE, file, str(PROMPT), str(NEW), options]
+    run = run_limited(command, 50 * MB, files=[file], timeout=900)
+    assert run.counts_page_cache
+    assert (run.returncode, run.out_of_memory) == (0, False), run.stderr
+    assert run.peak is not None
+    assert run.peak < 50 * MB  # by its own dropping: the kernel never had to reclaim a page
+    result = json.loads(run.stdout)
+    print(run.mechanism, run.peak, {k: v for k, v in result.items() if k != "ids"})
+    assert result["ids"] == mapped["ids"]  # where the weights are read from changes no bit

@@ -28,6 +28,7 @@ def load(
     threads: int | None = None,
     memory_budget: int | str | None = None,
     residency: str | None = None,
+    device: str = "cpu",
 ) -> Model:
     """Open a ``.bte`` file for running.
 
@@ -42,6 +43,9 @@ def load(
         What is kept of the weights in memory, the plan's by default: ``mapped`` (clean pages that
         the system may drop), ``resident`` (read at once and locked) or ``streamed`` (read ahead
         and dropped behind the computation).
+    device : str
+        ``cpu``; ``metal`` insists on the GPU, where weights are resident; ``auto`` takes the one
+        that promises more.
 
     Returns
     -------
@@ -54,13 +58,14 @@ def load(
     BudgetExceeded
         When the plan does not fit the budget.
     ArgumentError
-        For threads, a budget or a residency outside their domain.
+        For threads, a budget, a residency or a device outside their domain.
     DeviceUnsupported
-        When the system, or its limit on locked memory, does not allow the residency.
+        When the system, or its limit on locked memory, does not allow the residency; when the GPU
+        is insisted on and cannot run the program.
     OSError
         When the file cannot be opened.
     """
-    return Model(open_bte(path), threads, memory_budget, residency)
+    return Model(open_bte(path), threads, memory_budget, residency, device)
 
 
 class Model:
@@ -73,7 +78,7 @@ class Model:
     Parameters
     ----------
     file : BteFile
-    threads, memory_budget, residency
+    threads, memory_budget, residency, device
         As for `load`.
     """
 
@@ -83,6 +88,7 @@ class Model:
         threads: int | None = None,
         memory_budget: int | str | None = None,
         residency: str | None = None,
+        device: str = "cpu",
     ) -> None:
         self.file = file
         self._budget = file.plan["allowed_bytes"]
@@ -96,17 +102,28 @@ class Model:
             )
         self.threads = threads
         program = _engine.Program(file.section("program"), file.section("weights"))
-        self._check_budget(program)
-        self._session: _engine.Session | None = _engine.Session(program, threads)
+        needed = self._check_budget(program)
         self.residency = file.plan["residency"] if residency is None else residency
-        self._session.residency(self.residency, file.descriptor, file.sections["weights"].offset)
+        self._session: _engine.Session | None = self._on_gpu(program, device, needed)
+        if self._session is None:
+            self._session = _engine.Session(program, threads)
+            at = file.sections["weights"].offset
+            self._session.residency(self.residency, file.descriptor, at)
         self._turn = 0  # the generation that may use the session
         self._tokenizer: Tokenizer | None = None
         if "tokenizer" in file.sections:
             self._tokenizer = Tokenizer(file.section("tokenizer"))
 
-    def _check_budget(self, program: _engine.Program) -> None:
-        """Refuse before anything is allocated."""
+    def _on_gpu(self, program: _engine.Program, device: str, needed: int) -> Any:
+        """Return a session with the methods of the engine's; None where the CPU is to run."""
+        if device == "cpu":
+            return None
+        from bitnet_edge.metal.session import open_session
+
+        return open_session(program, device, self._budget, needed)
+
+    def _check_budget(self, program: _engine.Program) -> int:
+        """Return the private bytes needed; refuse before anything is allocated."""
         classes = dict(self.file.plan["private_bytes"])
         classes["arena"] = program.arena_bytes
         classes["kv_cache"] = program.state_bytes
@@ -122,6 +139,7 @@ class Model:
                 allowed=self._budget,
                 breakdown=classes,
             )
+        return needed
 
     # -- what it is -------------------------------------------------------------------------
 

@@ -234,24 +234,24 @@ cdef class Program:
     """
 
     cdef be_program *program
-    cdef Py_buffer weights
+    cdef Py_buffer weights_view
 
     def __cinit__(self, section, weights):
         cdef Py_buffer view
         cdef be_status status
         cdef be_error error
         error.what = b""
-        PyObject_GetBuffer(weights, &self.weights, PyBUF_SIMPLE)
+        PyObject_GetBuffer(weights, &self.weights_view, PyBUF_SIMPLE)
         PyObject_GetBuffer(section, &view, PyBUF_SIMPLE)
         with nogil:
             status = be_program_open(&self.program, <const uint8_t *>view.buf, view.len,
-                                     <const uint8_t *>self.weights.buf, self.weights.len, &error)
+                                     <const uint8_t *>self.weights_view.buf, self.weights_view.len, &error)
         PyBuffer_Release(&view)
         raise_error(status, &error)
 
     def __dealloc__(self):
         be_program_close(self.program)
-        PyBuffer_Release(&self.weights)
+        PyBuffer_Release(&self.weights_view)
 
     @property
     def arena_bytes(self):
@@ -297,6 +297,11 @@ cdef class Program:
             {dims[i]: record.dim[i] for i in range(len(dims))},
             {operands[i].rstrip("?"): record.operand[i] for i in range(len(operands))},
         )
+
+    @property
+    def weights(self):
+        """(address, bytes) of the weights."""
+        return <size_t>self.weights_view.buf, self.weights_view.len
 
     def scalars(self, uint32_t index):
         """Scalars of an instruction by the names that `op_table` gives."""

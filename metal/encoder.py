@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bitnet_edge._engine import Program
 
-__all__ = ["Binding", "Dispatch", "encode"]
+__all__ = ["Binding", "Dispatch", "encode", "moved"]
 
 REGIONS = ("none", "weights", "arena", "state", "input", "output")  # be_region
 OUTPUT_ROWS = 1  # BE_FLAG_OUTPUT_ROWS
@@ -252,3 +252,20 @@ def _mark_barriers(dispatches: list[Dispatch]) -> None:
 
 def _conflict(a: Dispatch, b: Dispatch) -> bool:
     return any((x.writable or y.writable) and x.overlaps(y) for x in a.bindings for y in b.bindings)
+
+
+def moved(dispatches: list[Dispatch], position: int) -> list[Dispatch]:
+    """Return the dispatches of a pass that was encoded at position 0, elsewhere in the cache."""
+    return [_moved(dispatch, position) if position else dispatch for dispatch in dispatches]
+
+
+def _moved(dispatch: Dispatch, position: int) -> Dispatch:
+    made = dispatch.geometry
+    if "position" not in made.params:
+        return dispatch
+    params = {**made.params, "position": made.params["position"] + position}
+    shape = Geometry(made.kernel, made.groups[:2], made.threads, params, made.memory)
+    packed = kernels()[made.kernel].pack(params)
+    result = Dispatch(dispatch.instruction, shape, packed, dispatch.bindings)
+    result.barrier = dispatch.barrier
+    return result

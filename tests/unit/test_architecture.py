@@ -77,9 +77,10 @@ def test_host_modules_import_only_earlier_ones():
 
 
 def test_device_modules_import_only_the_standard_library_and_the_engine():
-    allowed = DEVICE | {"errors", "_engine"}
-    for name in DEVICE:
-        path = ROOT / "bitnet_edge" / f"{name}.py"
+    allowed = DEVICE | {"errors", "_engine", "metal"}
+    paths = [ROOT / "bitnet_edge" / f"{name}.py" for name in DEVICE]
+    for path in [*paths, *(ROOT / "metal").glob("*.py")]:
+        name = path.stem
         assert own_imports(path) <= allowed, name
         third_party = {
             module.split(".")[0]

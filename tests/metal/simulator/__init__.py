@@ -161,6 +161,7 @@ class Launch:
     memory: Sequence[int] = ()
     schedule: str = "forward"
     seed: int = 1
+    touched: Mapping[str, Any] = field(default_factory=dict)  # uint8: 1 was read, 2 was written
 
 
 @dataclass
@@ -179,6 +180,7 @@ class _Binding(ctypes.Structure):
         ("writable", ctypes.c_uint32),
         ("read_bytes", ctypes.c_uint64),
         ("written_bytes", ctypes.c_uint64),
+        ("touched", ctypes.c_void_p),
     )
 
 
@@ -215,10 +217,12 @@ class Simulator:
         """
         kernel = self.kernels[launch.kernel]
         params = np.frombuffer(kernel.pack(launch.params), np.uint8)
-        arrays = [(0, False, params)]
-        arrays += [(b.index, b.writable, launch.buffers[b.name]) for b in kernel.buffers]
+        arrays = [(0, False, params, "")]
+        arrays += [(b.index, b.writable, launch.buffers[b.name], b.name) for b in kernel.buffers]
         bindings = (_Binding * len(arrays))()
-        for binding, (index, writable, values) in zip(bindings, arrays, strict=True):
+        for binding, (index, writable, values, name) in zip(bindings, arrays, strict=True):
+            if name in launch.touched:
+                binding.touched = launch.touched[name].ctypes.data
             assert values.flags.c_contiguous
             assert values.flags.writeable or not writable
             binding.data, binding.bytes = values.ctypes.data, values.nbytes

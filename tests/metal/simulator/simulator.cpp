@@ -454,6 +454,9 @@ static void check(const void *address, size_t bytes, bool writes) {
   region *inside = nullptr, *shadowed = nullptr;
   for (region &r : regions)
     if (at >= r.begin && at + bytes <= r.end) {
+      if (r.binding && r.binding->touched)
+        for (size_t i = 0; i < bytes; i++)
+          r.binding->touched[at - r.begin + i] |= writes ? 2 : 1;
       if (r.bytes && !shadowed)
         shadowed = &r;
       if (!inside && (writes ? r.writable : r.readable))

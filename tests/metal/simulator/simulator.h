@@ -41,6 +41,7 @@ struct sim_binding {
   uint64_t bytes;
   uint32_t index, writable;
   uint64_t read_bytes, written_bytes;
+  unsigned char *touched; // null, or for each byte: 1 was read, 2 was written
 };
 
 enum { SIM_FORWARD, SIM_REVERSE, SIM_SHUFFLED };

@@ -240,6 +240,11 @@ class Session:
         self._submit(count, position, int(last))
         self._finish()
 
+    def next(self, sampler: Sampler, token: int, position: int, recent: Any = None) -> int:
+        """Run a token and pick the next one."""
+        self.step(token, position, sampler)
+        return self.sample(sampler, recent)
+
     def sample(self, sampler: Sampler, recent: Any = None) -> int:
         """Pick the next token from `logits`."""
         return sampler.pick(self.logits, recent)

@@ -215,6 +215,18 @@ def test_the_end_of_the_context(simulator, tmp_path, bte):
     assert gpu.private_bytes > 0
 
 
+def test_a_session_has_the_methods_of_the_engines():
+    def public(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(_engine.Session) - public(Session) == {
+        "profile",
+        "program",
+        "residency",
+        "position",
+    }
+
+
 def test_plans_are_kept_but_not_without_end(bte):
     gpu = Session(program_of(bte), Device(FakeMetal()))
     assert gpu._plan(1, 1) is gpu._plan(1, 1)

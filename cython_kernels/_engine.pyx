@@ -245,7 +245,8 @@ cdef class Program:
         PyObject_GetBuffer(section, &view, PyBUF_SIMPLE)
         with nogil:
             status = be_program_open(&self.program, <const uint8_t *>view.buf, view.len,
-                                     <const uint8_t *>self.weights_view.buf, self.weights_view.len, &error)
+                                     <const uint8_t *>self.weights_view.buf,
+                                     self.weights_view.len, &error)
         PyBuffer_Release(&view)
         raise_error(status, &error)
 

@@ -18,9 +18,10 @@ INLINE v16 add_products(v16 sum, v16 a, v16 b) { return be_add_products(sum, a, 
 INLINE v16 exp16(v16 x) { return (v16){be_exp8(x.low), be_exp8(x.high)}; }
 INLINE float tree(v16 v) { return be_tree(v); }
 
-// The empty assembly keeps gcc from loading again, as a memory operand, at each use.
+// Keeps gcc from loading again, as a memory operand, at each use.
 INLINE v16 in_registers(v16 v) {
-  __asm__("" : "+x"(v.low), "+x"(v.high));
+  BE_OPAQUE(v.low);
+  BE_OPAQUE(v.high);
   return v;
 }
 

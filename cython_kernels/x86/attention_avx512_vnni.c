@@ -55,8 +55,8 @@ INLINE v16 load_row_end(be_kv_rows rows, size_t j, size_t d, size_t n, const be_
 //
 // The first level: sums of a in lanes 0-7, of b in lanes 8-15.
 INLINE v16 tree8_of_2(v16 a, v16 b) {
-  __m512d crossed = _mm512_shuffle_f64x2(_mm512_castps_pd(a), _mm512_castps_pd(b), 0x4e);
-  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_castpd_ps(crossed));
+  __m512i crossed = _mm512_shuffle_i32x4(_mm512_castps_si512(a), _mm512_castps_si512(b), 0x4e);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_castsi512_ps(crossed));
 }
 
 // The second: 128-bit lane i holds four sums of the i-th argument.
@@ -69,8 +69,7 @@ INLINE v16 tree4_of_4(v16 a, v16 b, v16 c, v16 d) {
 
 // The third, in each 128-bit lane: two sums of a, then two of b.
 INLINE v16 tree2_of_2(v16 a, v16 b) {
-  __m512d crossed = _mm512_shuffle_pd(_mm512_castps_pd(a), _mm512_castps_pd(b), 0x55);
-  return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_castpd_ps(crossed));
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps(a, b, 0x4e));
 }
 
 // Sixteen trees at once, four queries times four keys.

@@ -14,6 +14,8 @@
 #define POLLED_BYTES (UINT64_C(16) << 20)
 #define POLL_NS (UINT64_C(20) * 1000 * 1000)
 
+enum { ASKS = 16 };
+
 struct be_session {
   const be_program *program;
   be_block arena, state;
@@ -150,8 +152,9 @@ static void run_phase_item(worker *w, uint32_t phase, size_t item) {
   }
   if (w->job->profile && !w->begin)
     w->begin = be_profile_now();
-  // Items of many tokens are long enough to ask before each.
-  if (w->job->poll && w->thread == 0 && w->job->pass.n_tokens > 1)
+  // Of many tokens an instruction may take long: it is asked about ASKS times within.
+  if (w->job->poll && w->thread == 0 && w->job->pass.n_tokens > 1 &&
+      (item - w->first) % (w->count / ASKS + 1) == 0)
     ask_to_go_on(w->job);
   if (!atomic_load_explicit(&w->job->cancelled, memory_order_relaxed))
     be_run_item(&w->job->pass, &program->instructions[w->instruction], item - w->first);

@@ -234,7 +234,7 @@ def _reference_runs(source: ModelSource, settings: Settings) -> list[_Run]:
     runs = []
     for prompt in prompts:
         ids = np.array(prompt[: max(1, settings.context - steps - 1)], np.int32)
-        reference = ReferenceModel(source, max(settings.context, 1))
+        reference = ReferenceModel(source, max(settings.context, 1), settings.form.kv_dtype)
         position = 0
         for step in range(steps + 1 if graph.states() else 1):
             if position + len(ids) > max(settings.context, len(ids)):
@@ -299,7 +299,7 @@ def _check_ops(
         for run in runs:
             if run.first:
                 runner.reset()
-                replay = ReferenceModel(source, max(settings.context, 1))
+                replay = ReferenceModel(source, max(settings.context, 1), settings.form.kv_dtype)
             found = runner.run(run.inputs, run.position)
             given = {**run.inputs, **found}
             for node in graph.nodes:

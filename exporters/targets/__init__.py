@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "load_target"]
 
-TARGETS = ("onnx", "litert")  # modules of this package, each with a TARGET
+TARGETS = ("onnx", "litert", "coreml")  # modules of this package, each with a TARGET
 
 
 def load_target(name: str) -> Target:

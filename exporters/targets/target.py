@@ -50,11 +50,14 @@ class Form:
         When to choose it: printed with the export.
     minimum : str
         Oldest runtime, or system, that takes the package.
+    kv_dtype : DType
+        Of the caches.
     """
 
     name: str
     why: str
     minimum: str
+    kv_dtype: DType = DType.F32
 
 
 @dataclass(frozen=True)

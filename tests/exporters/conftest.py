@@ -12,7 +12,7 @@ from bitnet_edge.api import import_model
 from bitnet_edge.exporters.sources.source import ModelSource
 from tests.conftest import checkpoint
 
-NEEDED = ("ai_edge_litert", "flatbuffers", "onnx", "onnxruntime")
+NEEDED = ("ai_edge_litert", "coremltools", "flatbuffers", "onnx", "onnxruntime")
 if os.environ.get("CI") != "true" and not all(map(find_spec, NEEDED)):
     collect_ignore_glob = ["test_*.py"]  # in CI a missing one is an error
 

@@ -43,7 +43,8 @@ def test_each_op_in_each_form(name, form, op, tmp_path):
         path = tmp_path / f"{seed}{target.suffix}"
         metadata = {VERIFICATION_KEY: unverified()}
         target.write(source, settings, path, metadata=metadata, debug=True)
-        runner, reference = target.open(path, source, settings), ReferenceModel(source)
+        runner = target.open(path, source, settings)
+        reference = ReferenceModel(source, kv_dtype=settings.form.kv_dtype)
         position = 0
         for rows in (5, 1, 1, 6):
             inputs = random_inputs(source, rows, position)

@@ -33,6 +33,7 @@ ORDER = [
 DEVICE = {"runtime", "generation", "tokenizer", "container", "memory"}
 HEAVY = {  # imported in exactly one file each
     "ai_edge_litert": "litert_runner.py",
+    "coremltools": "coreml_package.py",
     "flatbuffers": "litert.py",
     "numpy": "_numpy.py",
     "onnx": "onnx.py",

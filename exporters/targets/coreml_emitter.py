@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The fine ops as ops of Core ML's intermediate language (MIL)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bitnet_edge._numpy import np
+from bitnet_edge.exporters.lowering import Emitter, Handle, TernaryBytes
+from bitnet_edge.exporters.targets.coreml_package import mb, types
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bitnet_edge.exporters.sources.source import ModelSource
+    from bitnet_edge.exporters.targets.target import Settings
+
+__all__ = ["POSITION", "CoreMLEmitter", "StoredWeights", "identifier"]
+
+POSITION = "position"  # the input that says where a run begins
+MIN_BLOB = 40  # fewer weights stand in the protobuf, where a field takes a byte
+BLOB_HEADER = 64  # bytes before a constant in the weight file
+TABLE = np.array([-1, 0, 1, 0], np.float32)
+
+# fine op -> MIL op over x, over x and y
+_UNARY = {"abs": "abs", "round": "round", "sigmoid": "sigmoid", "sqrt": "sqrt"}
+_BINARY = {name: name for name in ("add", "maximum", "minimum", "mul", "sub")} | {"div": "real_div"}
+_REDUCTIONS = ("reduce_max", "reduce_mean")
+
+
+def identifier(name: str) -> str:
+    """Return a tensor's name as Core ML allows one; different names stay different."""
+    made = re.sub(r"[^A-Za-z0-9]", "_", name)
+    made = made if re.match(r"[A-Za-z]", made) else f"t_{made}"
+    return made if made == name else f"{made}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+class StoredWeights:
+    """Constants that the functions of a package share, by key.
+
+    Attributes
+    ----------
+    bytes : TernaryBytes
+    """
+
+    def __init__(self) -> None:
+        self.bytes = TernaryBytes()
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what is filed under a key, made when it is new."""
+        if key not in self._values:
+            self._values[key] = make()
+        return self._values[key]
+
+
+class CoreMLEmitter(Emitter):
+    """Writes one function, within whose block it is used; a handle is a variable.
+
+    Parameters
+    ----------
+    source : ModelSource
+    rows : int
+        Of a run; -1 for any number.
+    settings : Settings
+    inputs : dict
+        The function's inputs and states by the names of the graph, and `POSITION`.
+    weights : StoredWeights
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        rows: int,
+        settings: Settings,
+        inputs: Mapping[str, Any],
+        weights: StoredWeights,
+    ) -> None:
+        super().__init__(source, rows, settings.context)
+        self.form = settings.form.name
+        self.inputs = inputs
+        self.ternary = weights.bytes
+        self.weights = weights
+        self.handles = dict(inputs)
+
+    def op(self, name: str, *operands: Handle | float, **keywords: Any) -> Any:
+        """See `Emitter.op`."""
+        a, *rest = [self.constant(np.float32(o)) if isinstance(o, float) else o for o in operands]
+        if name in _UNARY:
+            return getattr(mb, _UNARY[name])(x=a)
+        if name in _BINARY:
+            return getattr(mb, _BINARY[name])(x=a, y=rest[0])
+        if name in _REDUCTIONS:
+            return getattr(mb, name)(x=a, axes=[-1], keep_dims=True)
+        if name == "matmul":
+            return mb.matmul(x=a, y=rest[0], transpose_y=keywords["transpose_b"])
+        if name == "reshape":
+            return mb.reshape(x=a, shape=keywords["shape"])
+        if name == "transpose":
+            return mb.transpose(x=a, perm=keywords["axes"])
+        if name == "concat":
+            return mb.concat(values=[a, rest[0]], axis=-1)
+        if name == "softmax":
+            return mb.softmax(x=a, axis=-1)
+        whole = [True] * (a.rank - 1) + [False]
+        return mb.slice_by_index(
+            x=a,
+            begin=[0] * (a.rank - 1) + [keywords["begin"]],
+            end=[0] * (a.rank - 1) + [keywords["end"]],
+            begin_mask=whole,
+            end_mask=whole,
+        )
+
+    def constant(self, values: NDArray[Any]) -> Any:
+        """See `Emitter.constant`; equal ones are one, in all functions."""
+        values = np.asarray(values)
+        content = (values.dtype.str, values.shape, values.tobytes())
+        return self._stored(hashlib.sha256(repr(content).encode()).hexdigest(), lambda: values)
+
+    def _stored(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the constant that is filed under a key, made when it is new."""
+        if ("constant", key) not in self.memo:
+            self.memo["constant", key] = mb.const(val=self.weights.get(key, make))
+            self.memo["constant", key].op.weight_id = key
+        return self.memo["constant", key]
+
+    # Weights
+
+    def ternary_product(self, q: Any, weight: str, begin: int, end: int) -> Any:
+        """See `Emitter.ternary_product`."""
+        key = f"{weight} {begin} {end}"
+        rows, k = self.source.graph.tensors[weight].shape[0], end - begin
+
+        def indices() -> Any:
+            codes = self.load(weight)[:, begin:end]
+            self.ternary.weights += codes.size
+            self.ternary.stored += -(-codes.size // 4) + BLOB_HEADER + TABLE.nbytes
+            return (codes + 1).astype(types.np_uint2_dtype)
+
+        if rows * k < MIN_BLOB:
+            values = self.load(weight)[:, begin:end].astype(np.float32)
+            return mb.linear(x=q, weight=self._stored(key, lambda: values))
+        table = self.constant(TABLE.reshape(1, 1, 4, 1))
+        return mb.linear(
+            x=q, weight=mb.constexpr_lut_to_dense(indices=self._stored(key, indices), lut=table)
+        )
+
+    def _dense(self, name: str, *, widened: bool) -> Any:
+        """Return a matrix: in float16 on the disk where that holds every value."""
+
+        def values() -> Any:
+            exact = self.load(name).astype(np.float32)
+            with np.errstate(over="ignore"):
+                half = exact.astype(np.float16)
+            return half if np.array_equal(half.astype(np.float32), exact) else exact
+
+        stored = self._stored(name, values)
+        if stored.dtype == types.fp16 and widened:
+            return mb.constexpr_cast(source_val=stored, output_dtype="fp32")
+        return stored
+
+    def dense_product(self, x: Any, weight: str) -> Any:
+        """See `Emitter.dense_product`."""
+        return mb.linear(x=x, weight=self._dense(weight, widened=True))
+
+    def embedding(self, ids: Any, table: str) -> Any:
+        """See `Emitter.embedding`."""
+        return _float32(mb.gather(x=self._dense(table, widened=False), indices=ids, axis=0))
+
+    # State and positions
+
+    def append(self, state: str, rows: Any) -> Any:
+        """See `Emitter.append`; each cache is a state of its own, read once before its write."""
+        variable = self.inputs[state]
+        if "window" not in self.memo:
+            zero = self.constant(np.zeros(1, np.int32))
+            last = mb.add(x=self.inputs[POSITION], y=self._count())
+            self.memo["window"] = tuple(
+                mb.concat(values=[zero, edge, zero], axis=0)
+                for edge in (self.inputs[POSITION], last)
+            )
+        begin, end = self.memo["window"]
+        past = mb.read_state(input=variable)
+        rows = mb.cast(x=rows, dtype="fp16")
+        mask = [True, False, True]
+        written = mb.slice_update(
+            x=past, update=rows, begin=begin, end=end, begin_mask=mask, end_mask=mask
+        )
+        return _float32(mb.coreml_update_state(state=variable, value=written))
+
+    def _count(self) -> Any:
+        """Return the number of the run's rows, (1,)."""
+        if self.rows > 0:
+            return self.constant(np.array([self.rows], np.int32))
+        first = self.inputs[self.source.graph.inputs[0]]
+        return mb.slice_by_size(x=mb.shape(x=first), begin=[0], size=[1])
+
+    def _run_positions(self) -> Any:
+        """Return the positions of the run's rows as int32, (n,)."""
+        if "positions" not in self.memo:
+            first = self.inputs[POSITION]
+            if self.rows != 1:
+                count = mb.squeeze(x=self._count())
+                steps = mb.range_1d(start=np.int32(0), end=count, step=np.int32(1))
+                first = mb.add(x=first, y=steps)
+            self.memo["positions"] = first
+        return self.memo["positions"]
+
+    def positions(self) -> Any:
+        """See `Emitter.positions`."""
+        return mb.reshape(x=mb.cast(x=self._run_positions(), dtype="fp32"), shape=(-1, 1))
+
+    def key_positions(self) -> Any:
+        """See `Emitter.key_positions`."""
+        return self.constant(np.arange(self.context, dtype=np.float32)[None])
+
+    def at_positions(self, table: NDArray[np.float32]) -> Any:
+        """See `Emitter.at_positions`."""
+        return mb.gather(x=self.constant(table), indices=self._run_positions(), axis=0)
+
+
+def _float32(x: Any) -> Any:
+    return x if x.dtype == types.fp32 else mb.cast(x=x, dtype="fp32")

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""Core ML packages: sizes, state, and the bundled model end to end in the numpy interpreter."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import bitnet_edge
+from bitnet_edge.errors import ExportError, FormatError
+from bitnet_edge.exporters.targets import coreml_interpreter, coreml_package, load_target
+from bitnet_edge.exporters.targets.coreml_emitter import identifier
+from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
+from bitnet_edge.profiles import load_profile
+from tests.exporters.graphs import one_matrix
+from tests.graphs import decoder
+
+TARGET = load_target("coreml")
+METADATA = {VERIFICATION_KEY: unverified()}
+
+
+def write(source, form, path, **choices):
+    chosen = make_settings(
+        source.graph, load_profile("iphone-15-pro"), TARGET.form(form), **choices
+    )
+    ternary = TARGET.write(source, chosen, path, metadata=METADATA)
+    return ternary, TARGET.open(path, source, chosen)
+
+
+@pytest.mark.parametrize("form", list(TARGET.forms))
+def test_the_bundled_model(shakespeare, form, tmp_path):
+    package = bitnet_edge.export(
+        shakespeare,
+        device="iphone-15-pro",
+        out=tmp_path / "m.mlpackage",
+        target="coreml",
+        form=form,
+    )
+    v = package.verification
+    assert "numpy interpreter" in v.runtime
+    assert v.agreement >= TARGET.tolerance.agreement
+    assert v.exact_error <= TARGET.tolerance.row
+    assert v.steps >= 32
+    assert v.rows - v.flipped_rows >= 40
+    assert abs(v.perplexity / v.reference_perplexity - 1) < 0.01
+    model, _ = coreml_package.read(package.path)
+    written = model.description.metadata.userDefined
+    assert json.loads(written[VERIFICATION_KEY]) == v.to_json()
+    assert written["bitnet_edge.form"] == form
+    assert sorted(f.name for f in model.description.functions) == ["decode", "prefill"]
+    assert model.description.defaultFunctionName == "decode"
+
+
+def test_functions_share_the_weights(tmp_path):
+    """Each blob is written once: both functions read the same offsets."""
+    write(decoder(), "lut2", tmp_path / "m.mlpackage")
+    model, _ = coreml_package.read(tmp_path / "m.mlpackage")
+    tables = {}
+    for name in ("prefill", "decode"):
+        (block,) = model.mlProgram.functions[name].block_specializations.values()
+        tables[name] = [
+            op.inputs["indices"].arguments[0].value.blobFileValue.offset
+            for op in block.operations
+            if op.type == "constexpr_lut_to_dense"
+        ]
+    assert len(set(tables["decode"])) == 14
+    assert tables["prefill"] == tables["decode"]
+
+
+@pytest.mark.parametrize(("form", "bits"), [("lut2", 2.03)])
+def test_bits_of_a_large_ternary_weight(form, bits, tmp_path):
+    path = tmp_path / "m.mlpackage"
+    ternary, _ = write(one_matrix(2560, 6912), form, path)
+    weights = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    assert 1.6 <= ternary.bits <= bits
+    assert 8 * weights.stat().st_size / (2560 * 6912) <= bits
+    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert 8 * whole / (2560 * 6912) <= bits
+
+
+@pytest.mark.parametrize("form", list(TARGET.forms))
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_products_are_exact(form, k, tmp_path):
+    source = one_matrix(33, k)
+    _, runner = write(source, form, tmp_path / "m.mlpackage")
+    x = np.random.default_rng(0).integers(-127, 128, (3, k)).astype(np.float32)
+    x[:, 0] = 127
+    codes = source.weights.load("layer.weight").astype(np.int64)
+    expected = (x.astype(np.int64) @ codes.T).astype(np.float32) * np.float32(0.05)
+    assert runner.run({"x": x})["layer.out"].tobytes() == expected.tobytes()
+
+
+def accesses(model, function):
+    """The accesses of each state in order, and who uses what was read before the write."""
+    (block,) = model.mlProgram.functions[function].block_specializations.values()
+    seen, read = {}, {}
+    for op in block.operations:
+        if op.type in ("read_state", "write_state"):
+            state = op.inputs["input"].arguments[0].name
+            seen.setdefault(state, []).append(op.type)
+            if op.type == "read_state" and len(seen[state]) == 1:
+                read[op.outputs[0].name] = []
+        for argument in op.inputs.values():
+            for binding in argument.arguments:
+                if binding.name in read:
+                    read[binding.name].append(op.type)
+    return seen, read
+
+
+@pytest.mark.parametrize("function", ["prefill", "decode"])
+def test_a_state_is_never_read_twice_around_a_write(function, tmp_path):
+    """coremltools #2786: a pass, and whoever else merges equal reads, loses what was written."""
+    write(decoder(), "lut2", tmp_path / "m.mlpackage")
+    model, _ = coreml_package.read(tmp_path / "m.mlpackage")
+    seen, read = accesses(model, function)
+    assert len(seen) == 4, "a state for each cache"
+    # The last read is what `coreml_update_state` gives, and all that follow it use.
+    assert set(map(tuple, seen.values())) == {("read_state", "write_state", "read_state")}
+    assert set(map(tuple, read.values())) == {("slice_update",)}
+
+
+def test_state_carries(shakespeare, tmp_path):
+    _, runner = write(shakespeare, "lut2", tmp_path / "m.mlpackage", context=64, prefill_chunk=8)
+    (ids,), (logits,) = shakespeare.graph.inputs, shakespeare.graph.outputs
+    tokens = np.arange(40, 60, dtype=np.int32)
+    whole = runner.run({ids: tokens})[logits]
+    runner.reset()
+    runner.run({ids: tokens[:12]})
+    carried = runner.run({ids: tokens[12:]}, 12)[logits]
+    np.testing.assert_allclose(carried, whole[12:], atol=0.5)
+    runner.reset()
+    forgotten = runner.run({ids: tokens[12:]}, 12)[logits]
+    assert np.abs(forgotten - carried).max() > 0.5
+
+
+def test_names():
+    assert identifier("ids") == "ids"
+    assert identifier("a.b") != identifier("a-b")
+    assert identifier("1").startswith("t_1")
+
+
+def test_a_name_that_core_ml_refuses(tmp_path):
+    with pytest.raises(ExportError, match="ends with .mlpackage, got 'm'"):
+        write(one_matrix(16, 16), "lut2", tmp_path / "m")
+
+
+def test_an_interpreter_that_does_not_know_an_op_says_so(tmp_path):
+    _, runner = write(one_matrix(64, 16), "lut2", tmp_path / "m.mlpackage")
+    for op in runner._program.operations("main"):
+        if op.type == "round":
+            op.type = "floor_mod"
+    with pytest.raises(FormatError, match="no meaning is written for op 'floor_mod'"):
+        runner.run({"x": np.ones((1, 16), np.float32)})
+
+
+def test_an_unknown_constant_op_is_told(tmp_path):
+    _, runner = write(one_matrix(64, 16), "lut2", tmp_path / "m.mlpackage")
+    for op in runner._program.operations("main"):
+        if op.type == "constexpr_lut_to_dense":
+            op.type = "constexpr_other"
+    with pytest.raises(FormatError, match="no meaning is written for op 'constexpr_other'"):
+        runner.run({"x": np.ones((1, 16), np.float32)})
+
+
+def test_a_damaged_weight_file_is_told(tmp_path):
+    path = tmp_path / "m.mlpackage"
+    write(one_matrix(64, 16), "lut2", path)
+    model, weights = coreml_package.read(path)
+    weights.write_bytes(bytes(weights.stat().st_size))
+    program = coreml_interpreter.MLProgram(model, weights)
+    with pytest.raises(FormatError, match="expected a blob at"):
+        program.run("main", {"x": np.ones((1, 16), np.float32)})

@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": ("bench", "measure speed against what this machine's memory and kernels give"),
     "synth": ("synth", "write a .bte file of a true geometry with made-up weights"),
     "devices": ("devices", "list the device profiles, or show one"),
+    "doctor": ("doctor", "compare this Mac's GPU with the CPU, bit by bit, and measure both"),
     "info": ("info", "show this machine's instruction sets and the kernels chosen"),
 }
 

@@ -42,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--residency", choices=RESIDENCIES, help="what is kept of the weights in memory"
     )
     parser.add_argument("--memory-budget", help="private bytes allowed, e.g. 48MB")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, metal, or auto: the one that promises more"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_sampling_arguments(parser)
 
@@ -49,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with load(args.file, args.threads, args.memory_budget, args.residency) as model:
+    with load(args.file, args.threads, args.memory_budget, args.residency, args.device) as model:
         generation = model.generate(prompt, **sampling_arguments(args))
         if args.json:
             text = generation.text()

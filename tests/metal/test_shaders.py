@@ -10,11 +10,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bitnet_edge import _engine
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import DeviceUnsupported
 from bitnet_edge.head_packing import QuantisedHead, head_limit, pack_head
 from bitnet_edge.metal import shader_library
-from bitnet_edge.metal.geometry import MAX_GEMM_K, MAX_GEMV_K, Pass, geometry
+from bitnet_edge.metal.encoder import SKIPPED
+from bitnet_edge.metal.geometry import GEOMETRY, MAX_GEMM_K, MAX_GEMV_K, Pass, geometry
 from tests.metal import cases
 from tests.metal.cases import CASES
 from tests.metal.checks import check
@@ -25,6 +27,11 @@ SHAPES = 200
 
 def test_every_kernel_has_its_cases():
     assert set(CASES) == set(shader_library.kernels())
+
+
+def test_every_instruction_has_its_grid():
+    served = set(GEOMETRY) | set(SKIPPED) | {"screened_linear"}  # which is a dense_linear
+    assert served == set(_engine.op_table())
 
 
 @pytest.mark.parametrize("kernel", sorted(CASES))

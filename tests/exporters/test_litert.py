@@ -74,6 +74,17 @@ def test_xnnpack_takes_every_op(tmp_path):
     assert operators(tmp_path / "b.tflite").count("DELEGATE") == 2
 
 
+@pytest.mark.parametrize(("form", "taken"), [("xnnpack", True), ("builtin", False)])
+def test_xnnpack_takes_every_matrix_of_a_decoder(form, taken, shakespeare, tmp_path):
+    write(shakespeare, form, tmp_path / "m.tflite")
+    ran = interpreter(tmp_path / "m.tflite")._get_ops_details()
+    given = {int(t) for op in ran if op["op_name"] == "DELEGATE" for t in op["inputs"]}
+    weights = [int(op["inputs"][1]) for op in ran if op["op_name"] == "FULLY_CONNECTED"]
+    # the last layer of a prompt ends with its keys and values
+    assert len(weights) == 7 * 6 - 4
+    assert [weight in given for weight in weights] == [taken] * len(weights)
+
+
 @pytest.mark.parametrize("form", list(TARGET.forms))
 @pytest.mark.parametrize("k", [1, 2, 5, 1000])
 def test_products_are_exact(form, k, tmp_path):

@@ -18,6 +18,7 @@ from bitnet_edge.exporters.targets.onnx_runner import session
 from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
 from bitnet_edge.profiles import load_profile
 from tests.exporters.graphs import one_matrix
+from tests.graphs import mlp
 
 TARGET = load_target("onnx")
 METADATA = {VERIFICATION_KEY: unverified()}
@@ -67,7 +68,7 @@ def test_bits_of_a_large_ternary_weight(form, bits, tmp_path):
     ],
 )
 def test_the_fast_kernel_runs(form, kernel, absent, tmp_path):
-    source = one_matrix(96, 512)
+    source = mlp(widths=(512, 96, 64), bias=False)
     path = tmp_path / "m.onnx"
     TARGET.write(source, settings(source, form), path, metadata=METADATA)
     optimised = tmp_path / "optimised.onnx"
@@ -79,8 +80,9 @@ def test_the_fast_kernel_runs(form, kernel, absent, tmp_path):
     )
     profiled.run(None, {"x": np.ones((1, 512), np.float32)})
     events = json.loads(Path(profiled.end_profiling()).read_text())
-    ran = {e["args"]["op_name"] for e in events if e["cat"] == "Node"}
-    assert kernel in ran
+    names = [e["args"]["op_name"] for e in events if e["cat"] == "Node"]
+    ran = set(names)
+    assert names.count(kernel) == 2
     assert not absent & ran, ran
     weights = [i for i in onnx.load(optimised).graph.initializer if len(i.dims) > 1]
     node = next(n for n in onnx.load(optimised).graph.node if n.op_type == kernel)
@@ -90,9 +92,23 @@ def test_the_fast_kernel_runs(form, kernel, absent, tmp_path):
         assert attributes["accuracy_level"] == 4, "level 0 dequantises"
         assert attributes["block_size"] == (32 if form == "dequantize" else 128)
     else:  # widened when the model was loaded, not at every run
-        assert [w.data_type for w in weights] == [onnx.TensorProto.INT8]
+        assert [w.data_type for w in weights] == 2 * [onnx.TensorProto.INT8]
         casts = [n for n in onnx.load(optimised).graph.node if n.op_type == "Cast"]
-        assert len(casts) == 2, "of the activations, there and back"
+        assert len(casts) == 4, "of the activations, there and back"
+
+
+@pytest.mark.parametrize("form", list(TARGET.forms))
+def test_no_linear_of_a_decoder_is_left_out(form, shakespeare, tmp_path):
+    path, optimised = tmp_path / "m.onnx", tmp_path / "optimised.onnx"
+    TARGET.write(shakespeare, settings(shakespeare, form), path, metadata=METADATA)
+    session(path, optimized_model_filepath=str(optimised))
+    kinds = [node.op_type for node in onnx.load(optimised).graph.node]
+    linears = [node for node in shakespeare.graph.nodes if node.op == "ternary_linear"]
+    kernel = "MatMulInteger" if form in ("int2", "int4") else "MatMulNBits"
+    assert kinds.count(kernel) == len(linears)
+    assert "DequantizeLinear" not in kinds
+    narrow = {onnx.TensorProto.INT2, onnx.TensorProto.INT4}  # widened once, when it was loaded
+    assert not narrow & {i.data_type for i in onnx.load(optimised).graph.initializer}
 
 
 @pytest.mark.parametrize("form", list(TARGET.forms))

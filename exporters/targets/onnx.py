@@ -15,7 +15,7 @@ ort          `MatMulNBits` of onnxruntime, 2 bits, blocks of 128     2.29     2.
 ===========  ======================================================  =======  =======  =====
 
 The first two are integer products: exact in any runtime. onnxruntime fuses the third to
-`MatMulNBits` with blocks of 32 columns; its kernels quantise activations again, by the largest
+`MatMulNBits` with blocks of 32 columns, where each matrix has scales of its own; its kernels quantise activations again, by the largest
 magnitude of a block over 127. One *sentinel* column a block that holds 127, over weights of zero,
 makes that factor one, and the product exact. Two shapes fall off a cliff (15 ms and more) and are
 avoided: a dequantised matrix that is transposed before the product, and blocks of 256.

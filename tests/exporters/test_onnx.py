@@ -12,8 +12,7 @@ import pytest
 
 import bitnet_edge
 from bitnet_edge.errors import ExportError
-from bitnet_edge.exporters.targets import load_target
-from bitnet_edge.exporters.targets import onnx as onnx_target
+from bitnet_edge.exporters.targets import load_target, onnx_emitter
 from bitnet_edge.exporters.targets.onnx_runner import session
 from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
 from bitnet_edge.profiles import load_profile
@@ -142,7 +141,7 @@ def test_state_carries(shakespeare, tmp_path):
 
 
 def test_a_model_beyond_the_format_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(onnx_target, "MAX_BYTES", 100)
+    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 100)
     source = one_matrix(16, 16)
     with pytest.raises(ExportError, match="expected a model of at most 100 bytes"):
         TARGET.write(source, settings(source, "int2"), tmp_path / "m.onnx", metadata=METADATA)

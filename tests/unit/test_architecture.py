@@ -36,7 +36,7 @@ HEAVY = {  # imported in exactly one file each
     "coremltools": "coreml_package.py",
     "flatbuffers": "litert.py",
     "numpy": "_numpy.py",
-    "onnx": "onnx.py",
+    "onnx": "onnx_emitter.py",
     "onnxruntime": "onnx_runner.py",
     "pytest": "pytest_plugin.py",
     "tflite_runtime": "litert_runner.py",

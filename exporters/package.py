@@ -133,7 +133,9 @@ def write_package(
             "; export the original checkpoint"
         )
     chosen = load_target(target)
-    settings = make_settings(source.graph, profile, chosen.form(form), context, prefill_chunk)
+    settings = make_settings(
+        source.graph, profile, chosen.choose(source, profile, form), context, prefill_chunk
+    )
     metadata = {
         "bitnet_edge.model": source.graph.info.name,
         "bitnet_edge.form": settings.form.name,

@@ -3,14 +3,16 @@
 
 A decoder has two functions over the same weights and states: ``prefill`` (1 .. the planned chunk
 of rows) and ``decode`` (one row, the default). Both take ``position``, where the run begins, and
-each cache is a state of its own, float16 as Core ML demands, read once before it is written. A
-model without caches has ``main``. What Core ML calls a tensor is `coreml_emitter.identifier` of its
+each cache is a state of its own, float16 as Core ML demands, read once before it is written. Below
+iOS 18, and for a model without caches, there is ``main`` alone: caches come in, and go out with
+`AFTER` at the end of their names. What Core ML calls a tensor is `coreml_emitter.identifier` of its
 name; a rounding of an activation is MIL's ``round``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +46,7 @@ from bitnet_edge.graph import Graph
 
 if TYPE_CHECKING:
     from bitnet_edge.exporters.sources.source import ModelSource
+    from bitnet_edge.profiles import Profile
 
 __all__ = ["TARGET"]
 
@@ -51,10 +54,25 @@ FORMS = (
     Form(
         "lut2",
         "2-bit indices into a table of -1, 0, 1; exact int8 activations, float32 products",
-        "iOS 18, macOS 15",
+        "iOS 18, macOS 15, watchOS 11",
         DType.F16,
     ),
+    Form(
+        "trits5",
+        "five weights a byte out of a table of vectors (2 bits a weight in matrices of which no "
+        "side is a multiple of 5); else as lut2",
+        "iOS 18, macOS 15, watchOS 11",
+        DType.F16,
+    ),
+    Form(
+        "ios16",
+        "2-bit indices packed in bytes, caches as inputs and outputs for want of states, one "
+        "function; exact int8 activations, float32 products",
+        "iOS 16, macOS 13, watchOS 9",
+    ),
 )
+AFTER = ".after"  # of the name of a cache that goes out
+STATES = {"ios": 18, "ipados": 18, "macos": 15, "watchos": 11}  # versions with states
 
 
 class CoreMLTarget(Target):
@@ -79,12 +97,13 @@ class CoreMLTarget(Target):
         activations = [name for node in graph.nodes for name in node.outputs]
         wanted = activations if debug else list(graph.outputs)
         weights = StoredWeights()
-        parts = {"prefill": -1, "decode": 1} if graph.states() else {"main": -1}
+        stateful = graph.states() and settings.form.name != "ios16"
+        parts = {"prefill": -1, "decode": 1} if stateful else {"main": -1}
         functions = {
             name: self._function(source, settings, rows, wanted, weights)
             for name, rows in parts.items()
         }
-        coreml_package.save(functions, path, ios=18, metadata=metadata)
+        coreml_package.save(functions, path, ios=_ios(settings.form), metadata=metadata)
         return weights.bytes
 
     def _function(
@@ -108,20 +127,45 @@ class CoreMLTarget(Target):
             ports[POSITION] = mb.TensorSpec((1,), types.int32)
         for state in graph.states():
             shape = (state.shape[0], settings.context, state.shape[2])
-            ports[identifier(state.name)] = mb.StateTensorSpec(shape, types.fp16)
-        with Function(ports, coreml_package.OPSETS[18]) as function:
+            ports[identifier(state.name)] = (
+                mb.TensorSpec(shape, types.fp32)
+                if settings.form.name == "ios16"
+                else mb.StateTensorSpec(shape, types.fp16)
+            )
+        with Function(ports, coreml_package.OPSETS[_ios(settings.form)]) as function:
             given = {name: function.inputs[identifier(name)] for name in graph.inputs}
             given |= {t.name: function.inputs[identifier(t.name)] for t in graph.states()}
             if graph.states():
                 given[POSITION] = function.inputs[POSITION]
             e = CoreMLEmitter(source, rows, settings, given, weights)
             emit(e, self.lowerings, wanted)
+            results = {name: e.handles[name] for name in wanted}
+            results |= {f"{name}{AFTER}": cache for name, cache in e.appended.items()}
             function.set_outputs(
-                [mb.identity(x=e.handles[name], name=identifier(name)) for name in wanted]
+                [mb.identity(x=value, name=identifier(name)) for name, value in results.items()]
             )
         if rows < 0:
             function.set_input_types(tuple(ranges))
         return function
+
+    def choose(self, source: ModelSource, profile: Profile, name: str | None) -> Form:
+        """See `Target.choose`: by the system's oldest version, then by what the store delivers."""
+        if name is not None:
+            return self.form(name)
+        system = profile.os
+        needed = STATES.get(system.name)
+        if needed is None or not system.minimum:
+            return self.form(None)
+        if int(system.minimum.split(".")[0]) < needed:
+            reason = f"{system.name} {system.minimum} has no states (from {needed} on)"
+            return _because(self.form("ios16"), reason)
+        dense = 2 * dense_elements(source, ternary=False)
+        size = dense + dense_elements(source, ternary=True) // 4
+        limit = profile.ota_bytes
+        if limit is not None and size > limit:
+            reason = f"2 bits a weight are about {size / 1e6:.0f} MB, over what the store delivers"
+            return _because(self.form("trits5"), reason)
+        return _because(self.form("lut2"), f"{system.name} {system.minimum} and its size allow it")
 
     def open(self, path: Path, source: ModelSource, settings: Settings) -> Runner:
         """See `Target.open`."""
@@ -140,11 +184,19 @@ class CoreMLTarget(Target):
         return (20 << 20) + weights + caches + outputs
 
 
+def _ios(form: Form) -> int:
+    return 16 if form.name == "ios16" else 18
+
+
+def _because(form: Form, reason: str) -> Form:
+    return replace(form, why=f"{form.why} (chosen because {reason})")
+
+
 class CoreMLRunner:
     """See `bitnet_edge.exporters.targets.target.Runner`.
 
     A prompt runs in pieces of at most the planned chunk through ``prefill``, a single row through
-    ``decode``.
+    ``decode``; a package with one function has the caches here.
     """
 
     runtime = f"bitnet-edge's numpy interpreter of the saved ML program (coremltools {VERSION})"
@@ -153,10 +205,16 @@ class CoreMLRunner:
         self._program = MLProgram(*coreml_package.read(path))
         self._graph = graph
         self._chunk = chunk
+        self._caches: dict[str, Any] = {}
+        self.reset()
 
     def reset(self) -> None:
         """See `Runner.reset`."""
         self._program.reset()
+        if "main" in self._program.functions:
+            shapes = self._program.inputs("main")
+            names = [identifier(state.name) for state in self._graph.states()]
+            self._caches = {name: np.zeros(shapes[name], np.float32) for name in names}
 
     def run(self, inputs: Mapping[str, Any], position: int = 0) -> dict[str, Any]:
         """See `Runner.run`."""
@@ -176,7 +234,13 @@ class CoreMLRunner:
         if self._program.states:
             given[POSITION] = np.array([position], np.int32)
             function = "decode" if len(inputs[self._graph.inputs[0]]) == 1 else "prefill"
+        else:
+            given |= self._caches
+            if self._caches:
+                given[POSITION] = np.array([position], np.int32)
         found = self._program.run(function, given)
+        for state in self._graph.states() if self._caches else []:
+            self._caches[identifier(state.name)] = found.pop(identifier(state.name + AFTER))
         names = {identifier(name): name for name in self._graph.tensors}
         return {names[name]: values for name, values in found.items()}
 

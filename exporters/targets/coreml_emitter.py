@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_edge._numpy import np
 from bitnet_edge.exporters.lowering import Emitter, Handle, TernaryBytes
 from bitnet_edge.exporters.targets.coreml_package import mb, types
+from bitnet_edge.exporters.ternary_packing import pack_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ POSITION = "position"  # the input that says where a run begins
 MIN_BLOB = 40  # fewer weights stand in the protobuf, where a field takes a byte
 BLOB_HEADER = 64  # bytes before a constant in the weight file
 TABLE = np.array([-1, 0, 1, 0], np.float32)
+TRITS = 5  # 3^5 = 243 of the 256 entries of a table of vectors
 
 # fine op -> MIL op over x, over x and y
 _UNARY = {"abs": "abs", "round": "round", "sigmoid": "sigmoid", "sqrt": "sqrt"}
@@ -85,6 +87,7 @@ class CoreMLEmitter(Emitter):
         self.ternary = weights.bytes
         self.weights = weights
         self.handles = dict(inputs)
+        self.appended: dict[str, Any] = {}  # caches after the run, where they are outputs
 
     def op(self, name: str, *operands: Handle | float, **keywords: Any) -> Any:
         """See `Emitter.op`."""
@@ -131,22 +134,41 @@ class CoreMLEmitter(Emitter):
 
     def ternary_product(self, q: Any, weight: str, begin: int, end: int) -> Any:
         """See `Emitter.ternary_product`."""
-        key = f"{weight} {begin} {end}"
-        rows, k = self.source.graph.tensors[weight].shape[0], end - begin
+        return mb.linear(x=q, weight=self._ternary(weight, begin, end))
+
+    def _ternary(self, name: str, begin: int, end: int) -> Any:
+        """Return columns of a ternary matrix as floats, out of a table."""
+        key = f"{name} {begin} {end}"
+        shape = (self.source.graph.tensors[name].shape[0], end - begin)
+        if shape[0] * shape[1] < MIN_BLOB:
+            return self._stored(key, lambda: self.load(name)[:, begin:end].astype(np.float32))
+        axis = _vector_axis(shape) if self.form == "trits5" else None
+        table = _vectors() if axis is not None else TABLE
 
         def indices() -> Any:
-            codes = self.load(weight)[:, begin:end]
+            codes = self.load(name)[:, begin:end]
+            if axis is not None:
+                made = _vector_indices(codes, axis)
+            elif self.form == "ios16":
+                made = pack_bits(codes + 1, 2)
+            else:
+                made = (codes + 1).astype(types.np_uint2_dtype)
             self.ternary.weights += codes.size
-            self.ternary.stored += -(-codes.size // 4) + BLOB_HEADER + TABLE.nbytes
-            return (codes + 1).astype(types.np_uint2_dtype)
+            packed = made.size if made.dtype.metadata is None else -(-made.size // 4)
+            self.ternary.stored += packed + BLOB_HEADER + table.nbytes
+            return made
 
-        if rows * k < MIN_BLOB:
-            values = self.load(weight)[:, begin:end].astype(np.float32)
-            return mb.linear(x=q, weight=self._stored(key, lambda: values))
-        table = self.constant(TABLE.reshape(1, 1, 4, 1))
-        return mb.linear(
-            x=q, weight=mb.constexpr_lut_to_dense(indices=self._stored(key, indices), lut=table)
-        )
+        stored = self._stored(key, indices)
+        if self.form == "ios16":
+            lut = self.constant(table)
+            return mb.constexpr_lut_to_dense(
+                indices=stored, lut=lut, shape=np.array(shape, np.uint32)
+            )
+        if axis is None:
+            lut = self.constant(table.reshape(1, 1, -1, 1))
+            return mb.constexpr_lut_to_dense(indices=stored, lut=lut)
+        lut = self.constant(table.reshape(1, 1, -1, TRITS))
+        return mb.constexpr_lut_to_dense(indices=stored, lut=lut, vector_axis=np.int32(axis))
 
     def _dense(self, name: str, *, widened: bool) -> Any:
         """Return a matrix: in float16 on the disk where that holds every value."""
@@ -173,23 +195,38 @@ class CoreMLEmitter(Emitter):
     # State and positions
 
     def append(self, state: str, rows: Any) -> Any:
-        """See `Emitter.append`; each cache is a state of its own, read once before its write."""
+        """See `Emitter.append`.
+
+        Each cache is a state of its own, read once before its write; what follows uses the value
+        that the write returns.
+        """
         variable = self.inputs[state]
-        if "window" not in self.memo:
-            zero = self.constant(np.zeros(1, np.int32))
-            last = mb.add(x=self.inputs[POSITION], y=self._count())
-            self.memo["window"] = tuple(
-                mb.concat(values=[zero, edge, zero], axis=0)
-                for edge in (self.inputs[POSITION], last)
+        if self.form == "ios16":  # no states: a cache comes in and goes out whole
+            self.appended[state] = mb.scatter(
+                data=variable, indices=self._run_positions(), updates=rows, axis=1, mode="update"
             )
-        begin, end = self.memo["window"]
-        past = mb.read_state(input=variable)
-        rows = mb.cast(x=rows, dtype="fp16")
+            return self.appended[state]
+        begin, end = self._window()
         mask = [True, False, True]
         written = mb.slice_update(
-            x=past, update=rows, begin=begin, end=end, begin_mask=mask, end_mask=mask
+            x=mb.read_state(input=variable),
+            update=mb.cast(x=rows, dtype="fp16"),
+            begin=begin,
+            end=end,
+            begin_mask=mask,
+            end_mask=mask,
         )
         return _float32(mb.coreml_update_state(state=variable, value=written))
+
+    def _window(self) -> Any:
+        """Return where the run's rows begin and end in a cache."""
+        if "window" not in self.memo:
+            zero, first = self.constant(np.zeros(1, np.int32)), self.inputs[POSITION]
+            last = mb.add(x=first, y=self._count())
+            self.memo["window"] = tuple(
+                mb.concat(values=[zero, edge, zero], axis=0) for edge in (first, last)
+            )
+        return self.memo["window"]
 
     def _count(self) -> Any:
         """Return the number of the run's rows, (1,)."""
@@ -220,6 +257,29 @@ class CoreMLEmitter(Emitter):
     def at_positions(self, table: NDArray[np.float32]) -> Any:
         """See `Emitter.at_positions`."""
         return mb.gather(x=self.constant(table), indices=self._run_positions(), axis=0)
+
+
+def _vectors() -> NDArray[np.float32]:
+    """Return the table of vectors, (256, TRITS): an entry's ternary digits, the first lowest."""
+    entries = np.arange(256)[:, None] // 3 ** np.arange(TRITS) % 3 - 1
+    entries[3**TRITS :] = 0
+    return entries.astype(np.float32)
+
+
+def _vector_axis(shape: tuple[int, int]) -> int | None:
+    """Return the axis along which whole vectors lie, columns first; None without one."""
+    return next((axis for axis in (1, 0) if shape[axis] % TRITS == 0), None)
+
+
+def _vector_indices(codes: NDArray[np.int8], axis: int) -> NDArray[np.uint8]:
+    """Return the entries of `_vectors` along an axis."""
+    rows, k = codes.shape
+    shape = (rows, k // TRITS) if axis else (rows // TRITS, k)
+    index: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+    for place in range(TRITS):
+        digits = codes[:, place::TRITS] if axis else codes[place::TRITS]
+        index += np.uint8(3**place) * (digits + 1).astype(np.uint8)
+    return index
 
 
 def _float32(x: Any) -> Any:

@@ -30,6 +30,7 @@ _DTYPES: Mapping[str, Any] = {
     "FLOAT32": np.float32,
     "INT8": np.int8,
     "INT32": np.int32,
+    "UINT32": np.uint32,
     "UINT8": np.uint8,
 }
 _CASTS = {"bool": np.bool_, "fp16": np.float16, "fp32": np.float32, "int32": np.int32}
@@ -200,16 +201,22 @@ def _unpack(data: NDArray[np.uint8], name: str, shape: tuple[int, ...]) -> Any:
 # Constant ops
 
 
-def _table(indices: Any, lut: Any, vector_axis: Any = None) -> Any:
-    """One table for all; entries are scalars or vectors along an axis."""
+def _table(indices: Any, lut: Any, vector_axis: Any = None, shape: Any = None) -> Any:
+    """One table for all; entries are scalars or vectors along an axis.
+
+    With ``shape`` (iOS 16) the indices are packed in bytes.
+    """
+    if shape is not None:
+        bits = len(lut).bit_length() - 1
+        return lut[_unpack(indices, f"UINT{bits}", tuple(shape))]
     entries = lut.reshape(lut.shape[-2:])
     if vector_axis is None:
         return entries[:, 0][indices]
     axis = int(vector_axis) % indices.ndim
     vectors = np.moveaxis(entries[indices], -1, axis + 1)
-    shape = list(indices.shape)
-    shape[axis] *= entries.shape[1]
-    return vectors.reshape(shape)
+    sizes = list(indices.shape)
+    sizes[axis] *= entries.shape[1]
+    return vectors.reshape(sizes)
 
 
 def _cast_constant(source_val: Any, output_dtype: Any) -> Any:
@@ -275,6 +282,13 @@ def _reduction(function: Any) -> Callable[..., Any]:
     return apply
 
 
+def _scatter(data: Any, indices: Any, updates: Any, axis: Any, mode: Any, **checks: Any) -> Any:
+    assert str(mode) == "update"
+    result = data.copy()
+    result[(slice(None),) * int(axis) + (indices,)] = updates
+    return result
+
+
 def _sigmoid(x: Any) -> Any:
     return np.float32(1) / (np.float32(1) + np.exp(-x))
 
@@ -326,6 +340,7 @@ _OPS: Mapping[str, Callable[..., Any]] = {
     "reduce_mean": _reduction(np.mean),
     "reshape": lambda x, shape: x.reshape(tuple(shape)),
     "round": _unary(np.rint),
+    "scatter": _scatter,
     "shape": lambda x: np.array(x.shape, np.int32),
     "sigmoid": _unary(_sigmoid),
     "slice_by_index": _slice_by_index,

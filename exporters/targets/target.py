@@ -164,6 +164,16 @@ class Target(ABC):
     def memory(self, source: ModelSource, settings: Settings, package: int) -> int:
         """Return an estimate of the runtime's private memory with the package loaded, in bytes."""
 
+    def choose(self, source: ModelSource, profile: Profile, name: str | None) -> Form:
+        """Return a form by name, or the one that suits the model and the device.
+
+        Raises
+        ------
+        ArgumentError
+            For a name that is none.
+        """
+        return self.form(name)
+
     def form(self, name: str | None) -> Form:
         """Return a form by name, or the default.
 

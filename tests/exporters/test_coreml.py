@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def test_the_bundled_model(shakespeare, form, tmp_path):
     written = model.description.metadata.userDefined
     assert json.loads(written[VERIFICATION_KEY]) == v.to_json()
     assert written["bitnet_edge.form"] == form
+    if form == "ios16":
+        assert model.specificationVersion == 7
+        assert list(model.mlProgram.functions) == ["main"]
+        assert not model.description.state
+        return
+    assert model.specificationVersion == 9
     assert sorted(f.name for f in model.description.functions) == ["decode", "prefill"]
     assert model.description.defaultFunctionName == "decode"
 
@@ -69,7 +76,7 @@ def test_functions_share_the_weights(tmp_path):
     assert tables["prefill"] == tables["decode"]
 
 
-@pytest.mark.parametrize(("form", "bits"), [("lut2", 2.03)])
+@pytest.mark.parametrize(("form", "bits"), [("lut2", 2.03), ("trits5", 1.66), ("ios16", 2.03)])
 def test_bits_of_a_large_ternary_weight(form, bits, tmp_path):
     path = tmp_path / "m.mlpackage"
     ternary, _ = write(one_matrix(2560, 6912), form, path)
@@ -121,8 +128,9 @@ def test_a_state_is_never_read_twice_around_a_write(function, tmp_path):
     assert set(map(tuple, read.values())) == {("slice_update",)}
 
 
-def test_state_carries(shakespeare, tmp_path):
-    _, runner = write(shakespeare, "lut2", tmp_path / "m.mlpackage", context=64, prefill_chunk=8)
+@pytest.mark.parametrize("form", list(TARGET.forms))
+def test_state_carries(shakespeare, form, tmp_path):
+    _, runner = write(shakespeare, form, tmp_path / "m.mlpackage", context=64, prefill_chunk=8)
     (ids,), (logits,) = shakespeare.graph.inputs, shakespeare.graph.outputs
     tokens = np.arange(40, 60, dtype=np.int32)
     whole = runner.run({ids: tokens})[logits]
@@ -133,6 +141,40 @@ def test_state_carries(shakespeare, tmp_path):
     runner.reset()
     forgotten = runner.run({ids: tokens[12:]}, 12)[logits]
     assert np.abs(forgotten - carried).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("system", "minimum", "limit", "form", "reason"),
+    [
+        ("ios", "16.4", 200, "ios16", "ios 16.4 has no states"),
+        ("ios", "18.0", 200, "lut2", "ios 18.0 and its size allow it"),
+        ("watchos", "10.0", 200, "ios16", "has no states"),
+        ("ios", "18.0", 0.001, "trits5", "over what the store delivers"),
+        ("any", None, None, "lut2", "2-bit indices"),
+    ],
+)
+def test_the_form_is_chosen_for_the_device(system, minimum, limit, form, reason):
+    profile = load_profile("iphone-15-pro")
+    profile = replace(
+        profile, os=replace(profile.os, name=system, minimum=minimum), ota_limit_mb=limit
+    )
+    chosen = TARGET.choose(decoder(), profile, None)
+    assert chosen.name == form
+    assert reason in chosen.why
+    assert TARGET.choose(decoder(), profile, "trits5") == TARGET.forms["trits5"]
+
+
+def test_vectors_along_rows_and_columns(tmp_path):
+    """One side is a multiple of 5, the other, or none: then 2 bits."""
+    for rows, k, bits in ((40, 64, 1.6), (64, 40, 1.6), (64, 64, 2.0)):
+        source = one_matrix(rows, k)
+        path = tmp_path / f"{rows}x{k}.mlpackage"
+        ternary, runner = write(source, "trits5", path)
+        assert ternary.stored >= rows * k * bits / 8
+        x = np.random.default_rng(0).integers(-127, 128, (2, k)).astype(np.float32)
+        x[:, 0] = 127
+        expected = (x @ source.weights.load("layer.weight").astype(np.float32).T) * np.float32(0.05)
+        assert runner.run({"x": x})["layer.out"].tobytes() == expected.tobytes()
 
 
 def test_names():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime", "Size"]
 
+LIBOBJC = "/usr/lib/libobjc.dylib"
 FRAMEWORKS = (
     "/System/Library/Frameworks/Foundation.framework/Foundation",
     # Without CoreGraphics in the process macOS names no default device.
@@ -48,7 +49,7 @@ class Runtime:
     def __init__(self) -> None:
         if sys.platform not in ("darwin", "ios"):
             raise DeviceUnsupported(f"[metal] expected macOS or iOS, this is {sys.platform}")
-        self._objc: Any = ctypes.CDLL("/usr/lib/libobjc.dylib")
+        self._objc: Any = ctypes.CDLL(LIBOBJC)
         self._frameworks: list[Any] = [ctypes.CDLL(path) for path in FRAMEWORKS]
         for name in ("objc_getClass", "sel_registerName", "objc_autoreleasePoolPush"):
             getattr(self._objc, name).restype = ctypes.c_void_p

@@ -217,6 +217,15 @@ def test_other_compilers_agree(name, flags, tmp_path):
             check(simulator, CASES[kernel](np.random.default_rng([index, 3])), "shuffled", index)
 
 
+def test_the_switch_of_other_processors(compiler, tmp_path):
+    """Where the lanes' switch is not ours (ARM), ucontext's serves."""
+    files = ["rms_norm.metal", "ternary_gemv.metal"]
+    simulator = Simulator(build(tmp_path, "ucontext", files=files, compiler=compiler))
+    for kernel in ("rms_norm", "rms_norm_quantize", "ternary_gemv"):
+        for schedule in SCHEDULES:
+            check(simulator, CASES[kernel](np.random.default_rng(1)), schedule, 1)
+
+
 # -- reading the sources --------------------------------------------------------------------
 
 

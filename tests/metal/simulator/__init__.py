@@ -37,6 +37,7 @@ FLAGS += ["-fno-exceptions", "-fno-omit-frame-pointer"]
 # Flavours of the simulator: flags of the shaders, flags of the machine, flags of the link.
 BUILDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "traced": (["-fsanitize=thread"], ["-DSIM_TRACED"], ["-shared"]),
+    "ucontext": (["-fsanitize=thread"], ["-DSIM_TRACED", "-DSIM_UCONTEXT"], ["-shared"]),
     "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],) * 2
     + (["-fsanitize=address,undefined"],),
     "thread": (["-fsanitize=thread"], ["-fsanitize=thread", "-DSIM_THREADS"])
@@ -128,13 +129,13 @@ def build(
         _compile([compiler, *flags, f"-I{HERE}", "-c", str(unit), "-o", str(objects[-1])])
     (folder / "registry.cpp").write_text(registry(kernels))
     machine = [folder / "registry.cpp", HERE / "simulator.cpp"]
-    if flavour != "traced":
+    if "-shared" not in link_flags:
         machine.append(HERE / "replay.cpp")
     for unit in machine:
         objects.append(folder / f"{unit.stem}.o")
         flags = [*FLAGS, *machine_flags]
         _compile([compiler, *flags, f"-I{HERE}", "-c", str(unit), "-o", str(objects[-1])])
-    out = folder / ("simulator.so" if flavour == "traced" else "replay")
+    out = folder / ("simulator.so" if "-shared" in link_flags else "replay")
     _compile([compiler, *link_flags, *map(str, objects), "-o", str(out), "-lm"])
     return out
 

@@ -21,7 +21,9 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <vector>
-#ifndef __x86_64__
+#if defined(__x86_64__) && !defined(SIM_UCONTEXT)
+#define SIM_OWN_SWITCH // some nanoseconds; swapcontext asks the system
+#else
 #include <ucontext.h>
 #endif
 
@@ -48,7 +50,7 @@ struct lane_state {
   unsigned exchanges = 0;
   void *stack = nullptr;
   void *stack_pointer = nullptr; // x86-64; elsewhere `context`
-#ifndef __x86_64__
+#ifndef SIM_OWN_SWITCH
   ucontext_t context;
 #endif
 };
@@ -71,7 +73,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 #else
 static lane_state *current;
-#ifdef __x86_64__
+#ifdef SIM_OWN_SWITCH
 static void *scheduler_pointer;
 #else
 static ucontext_t scheduler_context;
@@ -95,7 +97,7 @@ unsigned sim_reduction_lane(unsigned step) { return reduction_order[step]; }
 // -- switching ------------------------------------------------------------------------------
 
 #ifndef SIM_THREADS
-#ifdef __x86_64__
+#ifdef SIM_OWN_SWITCH
 extern "C" void sim_switch(void **save, void *load);
 __asm__(".text\n.globl sim_switch\n.type sim_switch,@function\nsim_switch:\n"
         "  push %rbp\n  push %rbx\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n"
@@ -105,7 +107,7 @@ __asm__(".text\n.globl sim_switch\n.type sim_switch,@function\nsim_switch:\n"
 #endif
 
 static void to_scheduler() {
-#ifdef __x86_64__
+#ifdef SIM_OWN_SWITCH
   sim_switch(&current->stack_pointer, scheduler_pointer);
 #else
   swapcontext(&current->context, &scheduler_context);
@@ -120,7 +122,7 @@ static void lane_main() {
 }
 
 static void prepare(lane_state *lane) {
-#ifdef __x86_64__
+#ifdef SIM_OWN_SWITCH
   void **top = (void **)((char *)lane->stack + STACK_BYTES);
   *--top = nullptr; // keeps the stack 16-byte aligned at lane_main's entry
   *--top = (void *)lane_main;
@@ -137,7 +139,7 @@ static void prepare(lane_state *lane) {
 
 static void resume(lane_state *lane) {
   current = lane;
-#ifdef __x86_64__
+#ifdef SIM_OWN_SWITCH
   sim_switch(&scheduler_pointer, lane->stack_pointer);
 #else
   swapcontext(&scheduler_context, &lane->context);

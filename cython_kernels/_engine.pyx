@@ -16,7 +16,9 @@ from cpython.buffer cimport (
 )
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+cimport cython
 
+import mmap
 import os
 
 from bitnet_edge import errors
@@ -25,6 +27,7 @@ from bitnet_edge import errors
 cdef extern from "status.h":
     ctypedef int be_status
     be_status BE_OK
+    be_status BE_ERR_ARGUMENT
     be_status BE_ERR_INTERRUPTED
     const char *be_status_text(be_status status)
 
@@ -341,6 +344,7 @@ cdef uint64_t row_bytes(const be_port *port):
 RESIDENCIES = ("mapped", "resident", "streamed")  # in the order of be_residency
 
 
+@cython.no_gc_clear  # the program is needed to the end: residency is given back in it
 cdef class Session:
     """Arena and KV cache of one caller.
 
@@ -356,7 +360,7 @@ cdef class Session:
     cdef Profile sink  # kept alive while the engine writes into it
     cdef float *logits_row  # one row of the first output, for step() and sample()
     cdef uint32_t logits_width
-    cdef uint32_t best  # of the logits: be_session_screen
+    cdef uint32_t best  # of the logits in logits_row: be_session_screen
     cdef float margin
     cdef bint busy  # a call is running without the GIL
     cdef object interruption  # what a signal handler raised during the run
@@ -425,7 +429,8 @@ cdef class Session:
         Raises
         ------
         ArgumentError
-            For an unknown mode, or when a mode has been set already.
+            For an unknown mode, or when a mode has been set already; for streaming weights that
+            are no view of an `mmap.mmap`: dropped pages of other memory are lost.
         DeviceUnsupported
             When the system, or its limit on locked memory, does not allow the mode.
         """
@@ -437,6 +442,12 @@ cdef class Session:
             raise errors.ArgumentError(
                 f"[engine] expected residency {' or '.join(RESIDENCIES)}, got {mode!r}")
         code = <be_residency><int>RESIDENCIES.index(mode)
+        owner = <object>self.program.weights_view.obj
+        if mode == "streamed" and not (
+                isinstance(owner, memoryview) and isinstance(owner.obj, mmap.mmap)):
+            raise errors.ArgumentError(
+                "[engine] expected weights in a mapped file to stream them, got "
+                f"{type(owner).__name__}")
         self._enter()
         with nogil:
             status = be_session_residency(self.session, code, file, file_offset, &error)
@@ -528,7 +539,7 @@ cdef class Session:
         self._screen(sampler, n_recent)
         with nogil:
             status = be_session_run(self.session, 1, position, 1, inputs, outputs, &error)
-        self._count(sampler)
+        self._count(status, sampler, n_recent)
         self.busy = False
         self._raise(status, &error)
 
@@ -553,7 +564,8 @@ cdef class Session:
             with nogil:
                 status = be_session_run(self.session, <uint32_t>(view.len // 4), position, last,
                                         inputs, outputs, &error)
-            self._count(sampler)
+            if last:
+                self._count(status, sampler, n_recent)
             PyBuffer_Release(&view)
         finally:
             self.busy = False
@@ -561,20 +573,24 @@ cdef class Session:
 
     cdef void _screen(self, Sampler sampler, size_t n_recent) noexcept:
         """Compute the logits the sampler needs in the next run, or all."""
-        self.best = 0
-        self.margin = 0
+        cdef uint32_t best = 0
+        cdef float margin = 0
         if sampler is not None:
-            be_sampler_needs(&sampler.parameters, n_recent, &self.best, &self.margin)
-        be_session_screen(self.session, self.best, self.margin)
+            be_sampler_needs(&sampler.parameters, n_recent, &best, &margin)
+        be_session_screen(self.session, best, margin)
 
-    cdef void _count(self, Sampler sampler) noexcept:
-        """Add the rows of the last run to the sampler's; the logits are whole without any."""
+    cdef void _count(self, be_status status, Sampler sampler, size_t n_recent) noexcept:
+        """Note what the logits of a run are good for, and its rows in the sampler's counts. A run
+        that was refused leaves the logits as they were."""
         cdef uint64_t rows = 0
         cdef uint64_t rescored = 0
+        if status == BE_ERR_ARGUMENT:
+            return
+        self.best = 0
+        self.margin = 0
         be_session_screened(self.session, &rows, &rescored)
-        if rows == 0:
-            self.best = 0
-        elif sampler is not None:
+        if rows > 0 and sampler is not None:
+            be_sampler_needs(&sampler.parameters, n_recent, &self.best, &self.margin)
             sampler.screened_rows += rows
             sampler.rescored_rows += rescored
 
@@ -686,7 +702,7 @@ cdef class Session:
                     sampled = be_sampler_next(sampler.sampler, &sampler.parameters,
                                               self.logits_row, <const int32_t *>view.buf,
                                               view.len // 4, &token)
-            self._count(sampler)
+            self._count(status, sampler, view.len // 4)
             if recent is not None:
                 PyBuffer_Release(&view)
         finally:

@@ -112,9 +112,10 @@ static size_t step_end(step s, size_t items) {
   return step_begin((step){s.phase, s.index + 1, s.count}, items);
 }
 
-// Between the steps of a pass: one participant, while the others wait or have not begun.
+// Between the steps of a pass: one participant, while the others wait or have not begun. Nothing is
+// read for what will not be computed.
 static void step_done(const job *j, step s) {
-  if (j->stream)
+  if (j->stream && !atomic_load_explicit(&j->cancelled, memory_order_relaxed))
     be_stream_done(j->stream, s.phase, s.index, s.count);
 }
 

@@ -126,7 +126,10 @@ uint32_t be_session_position(const be_session *session); // rows valid in the KV
 
 // What is kept of the weights in memory (engine/residency.h). A session is BE_RESIDENCY_MAPPED
 // until told otherwise, once and before its first run. `file` is the mapped file (-1: unknown),
-// whose weights begin at `file_offset`; it is duplicated.
+// whose weights begin at `file_offset`; it is duplicated. To stream weights they must lie in a
+// mapping of a file: the pages that are dropped of other memory, with what lies beside the weights,
+// lose their contents. Locks are not counted: the first resident session of a program to be
+// destroyed unlocks the weights of all.
 typedef enum be_residency {
   BE_RESIDENCY_MAPPED,
   BE_RESIDENCY_RESIDENT,

@@ -366,6 +366,23 @@ def test_logits_screened_for_less_are_refused(paths):
     assert (np.frombuffer(out, np.float32) > -np.inf).all()
 
 
+def test_what_leaves_the_logits_alone_leaves_what_they_are_good_for(paths):
+    session = bitnet_edge.load(paths["screened-int8"]).session
+    greedy, whole = _engine.Sampler(2048), _engine.Sampler(2048, temperature=1.0)
+    session.step(0, 0, greedy)
+    for sampler in (greedy, whole, None):
+        with pytest.raises(ArgumentError, match="token id"):
+            session.step(2048, 1, sampler)
+    session.prefill(np.zeros(1, np.int32), 1, False)  # computes no logits
+    assert (greedy.screened_rows, whole.screened_rows) == (2048, 0)
+    with pytest.raises(ArgumentError, match="this sampler needs all"):
+        session.sample(whole)
+    session.step(0, 1)
+    with pytest.raises(ArgumentError, match="token id"):
+        session.step(2048, 2, greedy)
+    session.sample(whole)
+
+
 # -- the verifier ---------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +15,13 @@ import numpy as np
 import pytest
 
 import bitnet_edge
+from bitnet_edge import _engine
+from bitnet_edge.container import open_bte
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, BudgetExceeded
 from bitnet_edge.planner import RESIDENCIES, make_plan
 from bitnet_edge.profiles import load_profile
+from tests.conftest import require_tool
 from tests.graphs import decoder
 
 needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only")
@@ -149,6 +154,78 @@ def test_a_bad_descriptor_is_an_error(path):
         with pytest.raises(bitnet_edge.errors.DeviceUnsupported, match="file descriptor"):
             model.session.residency("streamed", 1 << 20)
         model.logits(IDS)  # still mapped, and usable
+
+
+def test_only_the_pages_of_a_mapped_file_are_dropped(path):
+    """Other memory would lose what it holds, the weights' neighbours included."""
+    file = open_bte(path)
+    weights = np.frombuffer(file.section("weights"), np.uint8)
+    room = np.zeros(weights.size + 64, np.uint8)
+    skip = -room.ctypes.data % 64
+    room[skip : skip + weights.size] = weights
+    for buffer in (room[skip : skip + weights.size], memoryview(room)[skip:]):
+        session = _engine.Session(_engine.Program(file.section("program"), buffer))
+        with pytest.raises(ArgumentError, match="expected weights in a mapped file"):
+            session.residency("streamed")
+        session.step(0, 0)
+        np.testing.assert_array_equal(room[skip : skip + weights.size], weights)
+
+
+# Counts what is read ahead, slowly enough that the run is polled before its first step.
+COUNTER = """
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int wanted;
+int madvise(void *pages, size_t size, int advice) {
+  struct timespec pause = {0, 1000000};
+  if (advice == MADV_WILLNEED) {
+    wanted++;
+    nanosleep(&pause, 0);
+  }
+  return (int)syscall(SYS_madvise, pages, size, advice);
+}
+"""
+
+INTERRUPTED = """
+import ctypes, signal, sys
+import bitnet_edge
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+wanted = ctypes.c_int.in_dll(ctypes.CDLL(None), "wanted")
+signal.signal(signal.SIGALRM, interrupt)
+with bitnet_edge.load(sys.argv[1], threads=int(sys.argv[2]), residency="streamed") as model:
+    model.session.step(0, 0)
+    whole = wanted.value
+    signal.setitimer(signal.ITIMER_REAL, 0.005)
+    try:
+        model.session.step(0, 0)
+    except KeyboardInterrupt:
+        print(whole, wanted.value - whole)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_run_reads_no_further(path, threads, tmp_path):
+    gcc = require_tool(shutil.which("gcc"), "gcc")
+    source, library = tmp_path / "counter.c", tmp_path / "counter.so"
+    source.write_text(COUNTER)
+    subprocess.run([gcc, "-shared", "-fPIC", source, "-o", library], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(path), str(threads)],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, interrupted = map(int, run.stdout.split())
+    assert whole > 140  # the head of 18 MB and the layers, by 128 KB
+    assert interrupted < 100  # 8 MB ahead, small tensors one by one
 
 
 def test_the_plan_streams_what_does_not_fit_the_resident_budget(large):

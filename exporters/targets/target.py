@@ -67,7 +67,8 @@ class Tolerance:
     Attributes
     ----------
     op : float
-        Of one op on the package's own inputs: largest error over the largest magnitude of the row.
+        Of one op on the package's own inputs: largest error of a row over its largest magnitude,
+        or a tenth of the run's where that is more.
     row : float
         Of the outputs of a row that no rounding of an activation flipped on its way: the same.
     agreement : float

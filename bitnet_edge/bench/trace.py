@@ -73,8 +73,9 @@ def write_trace(trace: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    OSError
+    ExportError
         When the file cannot be written.
     """
-    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs the device 1 MB
-        json.dump(trace, file, separators=(",", ":"))
+    from bitnet_edge.atomic import write_text  # after measuring: it costs the device memory
+
+    write_text(path, json.dumps(trace, separators=(",", ":")))

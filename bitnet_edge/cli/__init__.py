@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bitnet_edge import __version__
-from bitnet_edge.errors import BitnetEdgeError, VerificationFailed
+from bitnet_edge.errors import ArgumentError, BitnetEdgeError, VerificationFailed
 
 __all__ = ["main"]
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = _parser(arguments).parse_args(arguments)
+        _refuse_empty(args)
         return int(import_module(f"bitnet_edge.cli.{COMMANDS[args.command][0]}").run(args))
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,3 +63,11 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in arguments[:1]:  # only the called command is imported
             import_module(f"bitnet_edge.cli.{module}").configure(command)
     return parser
+
+
+def _refuse_empty(args: argparse.Namespace) -> None:
+    """Refuse ``--golden "$UNSET"``: a script's unset variable must not leave out a check."""
+    for name, value in vars(args).items():
+        if value == "" and name != "prompt":
+            found = f"{name.replace('_', '-')}: expected a value, got an empty one"
+            raise ArgumentError(f"[{args.command}] {found}")

@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=7, help="rounds of which the median counts")
     parser.add_argument("--x-scalar", action="store_true", help="gain of each op over scalar code")
-    parser.add_argument("--kv-dtype", default="f16", help="KV cache of a --geometry model")
+    parser.add_argument("--kv-dtype", help="KV cache of a --geometry model; default f16")
     parser.add_argument("--head-dtype", help="output layer of a --geometry model")
     parser.add_argument("--profile", metavar="TRACE.json", help="write a Perfetto trace")
     parser.add_argument(
@@ -59,25 +59,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save", metavar="BASE.json", help="store the figures as a baseline")
     parser.add_argument("--baseline", metavar="BASE.json", help="exit 1 when slower than this")
-    parser.add_argument("--max-latency", default="+10%", help="slower by how much; default +10%%")
+    parser.add_argument("--max-latency", help="slower by how much; default +10%%")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _counts(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers such as 1 or 1,2, got {text!r}"
+        ) from None
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.file and args.geometry:
-        raise ArgumentError("[bench] expected a FILE or --geometry, got both")
-    if "llama-cpp" in args.vs and not args.geometry:
-        raise ArgumentError("[bench] --vs llama-cpp needs --geometry: both make the same model")
-    if not (args.file or args.geometry or args.kernels or args.vs):
-        raise ArgumentError("[bench] expected a FILE, --geometry, --kernels or --vs")
-    if (args.save or args.baseline or args.profile) and not (args.file or args.geometry):
-        raise ArgumentError("[bench] --save, --baseline and --profile need a FILE or --geometry")
-    allowance = parse_allowance(args.max_latency)
+    _check(args)
+    allowance = parse_allowance(args.max_latency or "+10%")
     baseline = load_baseline(args.baseline) if args.baseline else None
     data: dict[str, Any] = {}
     failures: list[str] = []
@@ -112,6 +110,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, or that would go unheard."""
+    if args.file and args.geometry:
+        raise ArgumentError("[bench] expected a FILE or --geometry, got both")
+    if "llama-cpp" in args.vs and not args.geometry:
+        raise ArgumentError("[bench] --vs llama-cpp needs --geometry: both make the same model")
+    if not (args.file or args.geometry or args.kernels or args.vs):
+        raise ArgumentError("[bench] expected a FILE, --geometry, --kernels or --vs")
+    if (args.save or args.baseline or args.profile) and not (args.file or args.geometry):
+        raise ArgumentError("[bench] --save, --baseline and --profile need a FILE or --geometry")
+    if args.max_latency and not args.baseline:
+        raise ArgumentError("[bench] --max-latency needs --baseline")
+    if (args.kv_dtype or args.head_dtype) and not args.geometry:
+        raise ArgumentError("[bench] --kv-dtype and --head-dtype need --geometry")
+    if args.profile and len(args.threads or [1]) > 1:
+        raise ArgumentError("[bench] --profile traces one run: expected one number of --threads")
+
+
 def _bench(path: str, args: argparse.Namespace, threads: int | None) -> dict[str, Any]:
     with load(path, threads) as model:
         result = bench_model(
@@ -141,7 +157,7 @@ def _file(args: argparse.Namespace) -> Iterator[str]:
             args.geometry,
             scratch,
             positions=max(*args.prompt_tokens, args.new_tokens) + 1,
-            kv_dtype=args.kv_dtype,
+            kv_dtype=args.kv_dtype or "f16",
             head_dtype=args.head_dtype,
             progress=progress_bar("writing"),
         )

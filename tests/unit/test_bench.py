@@ -259,6 +259,32 @@ def test_bad_arguments_exit_2(bte, arguments, capsys):
     assert "bitnet-edge: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-latency", "+5%"], "--max-latency needs --baseline"),
+        (["--kv-dtype", "int8"], "--kv-dtype and --head-dtype need --geometry"),
+        (["--head-dtype", "int8"], "--kv-dtype and --head-dtype need --geometry"),
+        (["--profile", "t.json", "--threads", "1,2"], "expected one number of --threads"),
+        (["--baseline", ""], "baseline: expected a value, got an empty one"),
+    ],
+)
+def test_no_flag_goes_unheard(bte, flags, message, capsys):
+    assert main(["bench", str(bte), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_counts_that_are_none(bte, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", str(bte), "--threads", "1,,2"])
+    assert "expected numbers such as 1 or 1,2, got '1,,2'" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_written(bte, tmp_path, capsys):
+    assert main(["bench", str(bte), *QUICK, "--profile", str(tmp_path / "no" / "t.json")]) == 2
+    assert f"[export] cannot write in {tmp_path / 'no'}" in capsys.readouterr().err
+
+
 def test_kernels_alone(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "ROWS", 64)
     monkeypatch.setattr(kernels, "K", 64)

@@ -216,6 +216,22 @@ def test_bad_usage_and_bad_input_exit_2(arguments):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["validate", "m.bte", "--golden", ""], "golden"),
+        (["validate", "m.bte", "--baseline="], "baseline"),
+        (["validate", "m.bte", "--save-golden="], "save-golden"),
+        (["devices", ""], "name"),
+        (["plan", ""], "checkpoint"),
+    ],
+)
+def test_an_empty_value_is_no_wish(arguments, name, capsys):
+    assert main(arguments) == 2
+    expected = f"bitnet-edge: [{arguments[0]}] {name}: expected a value, got an empty one\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_version_and_help():
     assert ok("--version").startswith("bitnet-edge ")
     out = ok("--help")

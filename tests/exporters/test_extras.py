@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="of Python 3.11 and newer")
-EXTRAS = ("export", "litert", "onnx", "test")
+EXTRAS = ("export", "coreml", "litert", "onnx", "test")
 
 
 def requirements(extra: str) -> set[str]:
@@ -36,4 +36,11 @@ def test_the_extras_resolve_with_numpy_2(python, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     chosen = {item["metadata"]["name"] for item in json.loads(result.stdout)["install"]}
-    assert {"numpy", "onnx", "onnxruntime", "ai-edge-litert", "flatbuffers"} <= chosen
+    assert {
+        "coremltools",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "ai-edge-litert",
+        "flatbuffers",
+    } <= chosen

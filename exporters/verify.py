@@ -121,19 +121,20 @@ def verify(target: Target, path: Path, source: ModelSource, settings: Settings) 
     VerificationFailed
         Naming the first op that is wrong, or the rows that deviate without a reason.
     """
+    tolerance = target.allowed(settings.form)
     runs = _reference_runs(source, settings)
     measured = _measure(target.open(path, source, settings), source, runs)
     errors = measured.errors
     worst = max(float(e.max()) for e in errors)
     checked, flipped = 0, None
-    if _is_small(source) or not worst <= target.tolerance.row:  # NaN is no agreement
+    if _is_small(source) or not worst <= tolerance.row:  # NaN is no agreement
         twin = _check_ops(target, source, settings, runs)
         checked = len(source.graph.nodes)
-        flipped = _explain(target, source, runs, errors, twin)
+        flipped = _explain(target, source, settings, runs, errors, twin)
     result = _summarise(measured, source, runs, flipped, checked)
-    if result.agreement is not None and result.agreement < target.tolerance.agreement:
+    if result.agreement is not None and result.agreement < tolerance.agreement:
         raise VerificationFailed(
-            f"[{target.name}] expected {target.tolerance.agreement:.1%} of the largest outputs to "
+            f"[{target.name}] expected {tolerance.agreement:.1%} of the largest outputs to "
             f"be the reference's, got {result.agreement:.1%}"
         )
     return result
@@ -297,7 +298,7 @@ def _check_ops(
     target: Target, source: ModelSource, settings: Settings, runs: list[_Run]
 ) -> list[dict[str, Any]]:
     """Check each op on the package's own inputs; return the activations of each run."""
-    graph = source.graph
+    graph, tolerance = source.graph, target.allowed(settings.form)
     with tempfile.TemporaryDirectory(prefix="bitnet-edge-") as scratch:
         path = Path(scratch) / f"debug{target.suffix}"
         target.write(source, settings, path, metadata={VERIFICATION_KEY: unverified()}, debug=True)
@@ -313,10 +314,10 @@ def _check_ops(
                 name = node.outputs[0]
                 expected = replay.apply(node, given, run.position)
                 error = float(_errors(found[name], expected, CANCELLED).max())
-                if not error <= target.tolerance.op:
+                if not error <= tolerance.op:
                     raise VerificationFailed(
                         f"[{node.op}] expected {target.name} to be within "
-                        f"{target.tolerance.op:.0e} of the reference on the same inputs, got "
+                        f"{tolerance.op:.0e} of the reference on the same inputs, got "
                         f"{error:.1e} (node {node.name!r}, positions {run.position} to "
                         f"{run.position + len(found[name]) - 1}, {runner.runtime})"
                     )
@@ -327,6 +328,7 @@ def _check_ops(
 def _explain(
     target: Target,
     source: ModelSource,
+    settings: Settings,
     runs: list[_Run],
     errors: list[Any],
     twin: list[dict[str, Any]],
@@ -335,6 +337,7 @@ def _explain(
 
     A flip reaches the rows after it through the keys and values they read.
     """
+    tolerance = target.allowed(settings.form)
     rounded = {node.inputs[0] for node in source.graph.nodes if node.op == "ternary_linear"}
     stateful = bool(source.graph.states())
     reached, before = [], False
@@ -349,9 +352,9 @@ def _explain(
             before = bool(flips[-1])
         reached.append(flips[-len(error) :])
         unexplained = error[~reached[-1]]
-        if unexplained.size and not unexplained.max() <= target.tolerance.row:
+        if unexplained.size and not unexplained.max() <= tolerance.row:
             raise VerificationFailed(
-                f"[{target.name}] expected outputs within {target.tolerance.row:.0e} where no "
+                f"[{target.name}] expected outputs within {tolerance.row:.0e} where no "
                 f"rounding flips, got {unexplained.max():.1e} (positions from {run.position}); "
                 "every op alone agrees"
             )

@@ -26,6 +26,7 @@ from bitnet_edge.exporters.targets.coreml_emitter import (
     StoredWeights,
     identifier,
 )
+from bitnet_edge.exporters.targets.coreml_float16 import FLOAT16
 from bitnet_edge.exporters.targets.coreml_interpreter import MLProgram
 from bitnet_edge.exporters.targets.coreml_package import (
     VERSION,
@@ -39,6 +40,7 @@ from bitnet_edge.exporters.targets.target import (
     Runner,
     Settings,
     Target,
+    Tolerance,
     dense_elements,
     kv_elements,
 )
@@ -63,6 +65,22 @@ FORMS = (
         "side is a multiple of 5); else as lut2",
         "iOS 18, macOS 15, watchOS 11",
         DType.F16,
+    ),
+    Form(
+        "float16",
+        "float16 throughout, which the Neural Engine wants: activations rounded to int8 steps, "
+        "rows divided by their extremes where float16 would overflow; 2-bit tables",
+        "iOS 18, macOS 15, watchOS 11",
+        DType.F16,
+        Tolerance(op=0.02, row=0.1, agreement=0.98),
+    ),
+    Form(
+        "float16-unrounded",
+        "as float16, activations left unrounded: fewer ops, not the arithmetic the model was "
+        "trained with",
+        "iOS 18, macOS 15, watchOS 11",
+        DType.F16,
+        Tolerance(op=0.1, row=0.5, agreement=0.9),
     ),
     Form(
         "ios16",
@@ -138,8 +156,14 @@ class CoreMLTarget(Target):
             if graph.states():
                 given[POSITION] = function.inputs[POSITION]
             e = CoreMLEmitter(source, rows, settings, given, weights)
-            emit(e, self.lowerings, wanted)
-            results = {name: e.handles[name] for name in wanted}
+            if e.half:
+                e.handles |= {
+                    name: e.cast(given[name])
+                    for name in graph.inputs
+                    if graph.tensors[name].dtype is not DType.I32
+                }
+            emit(e, FLOAT16 if e.half else self.lowerings, wanted)
+            results = {name: e.result(name) for name in wanted}
             results |= {f"{name}{AFTER}": cache for name, cache in e.appended.items()}
             function.set_outputs(
                 [mb.identity(x=value, name=identifier(name)) for name, value in results.items()]

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from bitnet_edge.exporters.sources.source import ModelSource
     from bitnet_edge.exporters.targets.target import Settings
 
-__all__ = ["POSITION", "CoreMLEmitter", "StoredWeights", "identifier"]
+__all__ = ["POSITION", "UNROUNDED", "CoreMLEmitter", "StoredWeights", "identifier"]
 
 POSITION = "position"  # the input that says where a run begins
 MIN_BLOB = 40  # fewer weights stand in the protobuf, where a field takes a byte
 BLOB_HEADER = 64  # bytes before a constant in the weight file
 TABLE = np.array([-1, 0, 1, 0], np.float32)
+FLOAT16, UNROUNDED = "float16", "float16-unrounded"  # the forms that compute in float16
+HALF_MASKED = 30000.0  # what a key is behind that a query may not see: softmax gives it zero
 TRITS = 5  # 3^5 = 243 of the 256 entries of a table of vectors
 
 # fine op -> MIL op over x, over x and y
@@ -83,15 +85,31 @@ class CoreMLEmitter(Emitter):
     ) -> None:
         super().__init__(source, rows, settings.context)
         self.form = settings.form.name
+        self.half = self.form in (FLOAT16, UNROUNDED)
         self.inputs = inputs
         self.ternary = weights.bytes
         self.weights = weights
         self.handles = dict(inputs)
+        self.divisors: dict[Any, tuple[Any, ...]] = {}  # see coreml_float16
         self.appended: dict[str, Any] = {}  # caches after the run, where they are outputs
+
+    def cast(self, x: Any) -> Any:
+        """Return a value in the type that the function computes in."""
+        return _cast(x, "fp16" if self.half else "fp32")
+
+    def result(self, name: str) -> Any:
+        """Return a tensor of the graph in float32, its divisors multiplied in."""
+        handle = self.handles[name]
+        y = _cast(handle, "fp32")
+        for divisor in self.divisors.get(handle, ()):
+            y = mb.mul(x=y, y=_cast(divisor, "fp32"))
+        return y
 
     def op(self, name: str, *operands: Handle | float, **keywords: Any) -> Any:
         """See `Emitter.op`."""
-        a, *rest = [self.constant(np.float32(o)) if isinstance(o, float) else o for o in operands]
+        kind = next((o.dtype for o in operands if not isinstance(o, float)), types.fp32)
+        number = np.float16 if kind == types.fp16 else np.float32
+        a, *rest = [self.constant(number(o)) if isinstance(o, float) else o for o in operands]
         if name in _UNARY:
             return getattr(mb, _UNARY[name])(x=a)
         if name in _BINARY:
@@ -118,8 +136,13 @@ class CoreMLEmitter(Emitter):
         )
 
     def constant(self, values: NDArray[Any]) -> Any:
-        """See `Emitter.constant`; equal ones are one, in all functions."""
+        """See `Emitter.constant`; equal ones are one, in all functions.
+
+        Those in float32 come in the type that the function computes in.
+        """
         values = np.asarray(values)
+        if self.half and values.dtype == np.float32:
+            values = values.astype(np.float16)
         content = (values.dtype.str, values.shape, values.tobytes())
         return self._stored(hashlib.sha256(repr(content).encode()).hexdigest(), lambda: values)
 
@@ -141,7 +164,8 @@ class CoreMLEmitter(Emitter):
         key = f"{name} {begin} {end}"
         shape = (self.source.graph.tensors[name].shape[0], end - begin)
         if shape[0] * shape[1] < MIN_BLOB:
-            return self._stored(key, lambda: self.load(name)[:, begin:end].astype(np.float32))
+            number = np.float16 if self.half else np.float32
+            return self._stored(key, lambda: self.load(name)[:, begin:end].astype(number))
         axis = _vector_axis(shape) if self.form == "trits5" else None
         table = _vectors() if axis is not None else TABLE
 
@@ -177,10 +201,11 @@ class CoreMLEmitter(Emitter):
             exact = self.load(name).astype(np.float32)
             with np.errstate(over="ignore"):
                 half = exact.astype(np.float16)
-            return half if np.array_equal(half.astype(np.float32), exact) else exact
+            held = self.half or np.array_equal(half.astype(np.float32), exact)
+            return half if held else exact
 
         stored = self._stored(name, values)
-        if stored.dtype == types.fp16 and widened:
+        if stored.dtype == types.fp16 and widened and not self.half:
             return mb.constexpr_cast(source_val=stored, output_dtype="fp32")
         return stored
 
@@ -190,7 +215,7 @@ class CoreMLEmitter(Emitter):
 
     def embedding(self, ids: Any, table: str) -> Any:
         """See `Emitter.embedding`."""
-        return _float32(mb.gather(x=self._dense(table, widened=False), indices=ids, axis=0))
+        return self.cast(mb.gather(x=self._dense(table, widened=False), indices=ids, axis=0))
 
     # State and positions
 
@@ -210,13 +235,13 @@ class CoreMLEmitter(Emitter):
         mask = [True, False, True]
         written = mb.slice_update(
             x=mb.read_state(input=variable),
-            update=mb.cast(x=rows, dtype="fp16"),
+            update=_cast(rows, "fp16"),
             begin=begin,
             end=end,
             begin_mask=mask,
             end_mask=mask,
         )
-        return _float32(mb.coreml_update_state(state=variable, value=written))
+        return self.cast(mb.coreml_update_state(state=variable, value=written))
 
     def _window(self) -> Any:
         """Return where the run's rows begin and end in a cache."""
@@ -254,6 +279,16 @@ class CoreMLEmitter(Emitter):
         """See `Emitter.key_positions`."""
         return self.constant(np.arange(self.context, dtype=np.float32)[None])
 
+    def bounded_mask(self, group: int) -> Any:
+        """Return `lowering.causal_mask` without a product of positions, which float16 overflows."""
+        ones = self.constant(np.ones((1, group), np.int32))
+        positions = mb.reshape(x=self._run_positions(), shape=(-1, 1))
+        queries = mb.reshape(x=mb.mul(x=positions, y=ones), shape=(-1, 1))
+        keys = self.constant(np.arange(self.context, dtype=np.int32)[None])
+        ahead = mb.maximum(x=mb.sub(x=queries, y=keys), y=np.int32(-1))
+        ahead = mb.minimum(x=ahead, y=np.int32(0))
+        return mb.mul(x=mb.cast(x=ahead, dtype="fp16"), y=np.float16(HALF_MASKED))
+
     def at_positions(self, table: NDArray[np.float32]) -> Any:
         """See `Emitter.at_positions`."""
         return mb.gather(x=self.constant(table), indices=self._run_positions(), axis=0)
@@ -282,5 +317,5 @@ def _vector_indices(codes: NDArray[np.int8], axis: int) -> NDArray[np.uint8]:
     return index
 
 
-def _float32(x: Any) -> Any:
-    return x if x.dtype == types.fp32 else mb.cast(x=x, dtype="fp32")
+def _cast(x: Any, dtype: str) -> Any:
+    return x if x.dtype == types.string_to_builtin(dtype) else mb.cast(x=x, dtype=dtype)

@@ -117,8 +117,9 @@ class MLProgram:
             ]
             operands[key] = given if key == "values" else given[0]
         kind = operation.outputs[0].type.tensorType
-        result = np.asarray(_OPS[operation.type](**operands))
-        return result.astype(_dtype(kind))
+        with np.errstate(all="ignore"):  # infinities are the program's business
+            result = np.asarray(_OPS[operation.type](**operands))
+            return result.astype(_dtype(kind))
 
     # Constants
 
@@ -238,23 +239,20 @@ def _wide(x: Any) -> Any:
 
 def _binary(function: Any) -> Callable[..., Any]:
     def apply(x: Any, y: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return function(_wide(x), _wide(y))
+        return function(_wide(x), _wide(y))
 
     return apply
 
 
 def _unary(function: Any) -> Callable[..., Any]:
     def apply(x: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return function(_wide(x))
+        return function(_wide(x))
 
     return apply
 
 
 def _cast(x: Any, dtype: Any) -> Any:
-    with np.errstate(over="ignore"):
-        return x.astype(_CASTS[str(dtype)])
+    return x.astype(_CASTS[str(dtype)])
 
 
 def _concat(values: Any, axis: Any, interleave: Any = False) -> Any:

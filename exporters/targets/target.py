@@ -40,27 +40,6 @@ VERIFICATION_BYTES = 2048
 
 
 @dataclass(frozen=True)
-class Form:
-    """One of the ways a target can say a model.
-
-    Attributes
-    ----------
-    name : str
-    why : str
-        When to choose it: printed with the export.
-    minimum : str
-        Oldest runtime, or system, that takes the package.
-    kv_dtype : DType
-        Of the caches.
-    """
-
-    name: str
-    why: str
-    minimum: str
-    kv_dtype: DType = DType.F32
-
-
-@dataclass(frozen=True)
 class Tolerance:
     """What verification allows.
 
@@ -79,6 +58,30 @@ class Tolerance:
     op: float = 2e-5
     row: float = 1e-4
     agreement: float = 0.995
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the ways a target can say a model.
+
+    Attributes
+    ----------
+    name : str
+    why : str
+        When to choose it: printed with the export.
+    minimum : str
+        Oldest runtime, or system, that takes the package.
+    kv_dtype : DType
+        Of the caches.
+    tolerance : Tolerance or None
+        What verification allows; the target's by default.
+    """
+
+    name: str
+    why: str
+    minimum: str
+    kv_dtype: DType = DType.F32
+    tolerance: Tolerance | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ class Target(ABC):
     @abstractmethod
     def memory(self, source: ModelSource, settings: Settings, package: int) -> int:
         """Return an estimate of the runtime's private memory with the package loaded, in bytes."""
+
+    def allowed(self, form: Form) -> Tolerance:
+        """Return what verification allows a form."""
+        return form.tolerance or self.tolerance
 
     def choose(self, source: ModelSource, profile: Profile, name: str | None) -> Form:
         """Return a form by name, or the one that suits the model and the device.

@@ -11,12 +11,15 @@ import pytest
 
 import bitnet_edge
 from bitnet_edge.errors import ExportError, FormatError
+from bitnet_edge.exporters import lowering
 from bitnet_edge.exporters.targets import coreml_interpreter, coreml_package, load_target
 from bitnet_edge.exporters.targets.coreml_emitter import identifier
+from bitnet_edge.exporters.targets.coreml_float16 import FLOAT16
 from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
 from bitnet_edge.profiles import load_profile
+from bitnet_edge.reference import ReferenceModel
 from tests.exporters.graphs import one_matrix
-from tests.graphs import decoder
+from tests.graphs import GraphBuilder, decoder
 
 TARGET = load_target("coreml")
 METADATA = {VERIFICATION_KEY: unverified()}
@@ -41,11 +44,16 @@ def test_the_bundled_model(shakespeare, form, tmp_path):
     )
     v = package.verification
     assert "numpy interpreter" in v.runtime
-    assert v.agreement >= TARGET.tolerance.agreement
-    assert v.exact_error <= TARGET.tolerance.row
     assert v.steps >= 32
-    assert v.rows - v.flipped_rows >= 40
-    assert abs(v.perplexity / v.reference_perplexity - 1) < 0.01
+    if form.startswith("float16"):
+        assert v.agreement >= 0.98
+        assert v.mean_error < 0.05
+        assert abs(v.perplexity / v.reference_perplexity - 1) < 0.03
+    else:
+        assert v.agreement >= 0.995
+        assert v.exact_error <= 1e-4
+        assert v.rows - v.flipped_rows >= 40
+        assert abs(v.perplexity / v.reference_perplexity - 1) < 0.01
     model, _ = coreml_package.read(package.path)
     written = model.description.metadata.userDefined
     assert json.loads(written[VERIFICATION_KEY]) == v.to_json()
@@ -87,7 +95,7 @@ def test_bits_of_a_large_ternary_weight(form, bits, tmp_path):
     assert 8 * whole / (2560 * 6912) <= bits
 
 
-@pytest.mark.parametrize("form", list(TARGET.forms))
+@pytest.mark.parametrize("form", ["lut2", "trits5", "ios16"])
 @pytest.mark.parametrize("k", [1, 5, 1000])
 def test_products_are_exact(form, k, tmp_path):
     source = one_matrix(33, k)
@@ -175,6 +183,41 @@ def test_vectors_along_rows_and_columns(tmp_path):
         x[:, 0] = 127
         expected = (x @ source.weights.load("layer.weight").astype(np.float32).T) * np.float32(0.05)
         assert runner.run({"x": x})["layer.out"].tobytes() == expected.tobytes()
+
+
+def feed_forward(activation, *, norm):
+    b = GraphBuilder(3)
+    x = b.input("x", 64)
+    gate, up = b.ternary("gate", x, 96, scale=1.0), b.ternary("up", x, 96, scale=1.0)
+    y = b.node("gated_activation", "act", (gate, up), 96, activation=activation)
+    y = b.norm("sub_norm", y) if norm else y
+    return b.source(["x"], [b.ternary("down", y, 40, scale=1.0 if norm else 1e-4)])
+
+
+@pytest.mark.parametrize("form", ["float16", "float16-unrounded"])
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_extreme_activations_do_not_overflow_float16(form, activation, norm, tmp_path, monkeypatch):
+    source = feed_forward(activation, norm=norm)
+    x = np.random.default_rng(0).normal(size=(7, 64)).astype(np.float32)
+    x *= np.float32([1e-4, 1e-2, 1, 30, 300, 1000, 0])[:, None]
+    if not norm:
+        x = x[2:4] * np.float32(
+            0.25 if activation == "relu2" else 1
+        )  # with results that float16 holds
+    reference = ReferenceModel(source).run({"x": x})
+    assert np.abs(reference["act.out"]).max() > 1e5, "beyond 65504"
+    expected = reference["down.out"]
+    _, runner = write(source, form, tmp_path / "m.mlpackage")
+    found = runner.run({"x": x})["down.out"]
+    assert np.isfinite(found).all()
+    scale = np.maximum(np.abs(expected).max(axis=1, keepdims=True), 1e-6)
+    # rows of which float16 keeps few bits deviate, but overflow none
+    kept = np.abs(reference["act.out"]).max(axis=1) > 1e-3
+    assert (np.abs(found - expected) / scale)[kept].max() <= 0.1
+    monkeypatch.setitem(FLOAT16, "gated_activation", lowering.gated_activation)
+    _, runner = write(source, form, tmp_path / "overflows.mlpackage")
+    assert not np.isfinite(runner.run({"x": x})["down.out"]).all()
 
 
 def test_names():

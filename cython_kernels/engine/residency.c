@@ -92,22 +92,19 @@ static void drop(const be_stream *stream, uint64_t offset, uint64_t bytes) {
 #endif
 }
 
-// Whether a linear reads the table too, from its first row to its last.
-static bool read_whole(const be_program *program, uint64_t offset) {
-  for (uint32_t i = 0; i < program->header.instruction_count; i++) {
-    weight_ranges r = ranges_of(program, i, true);
-    for (uint32_t j = 0; j < r.count; j++)
-      if (r.offset[j] == offset)
-        return true;
-  }
-  return false;
-}
-
+// Tables of which rows are read here and there, unless a linear reads them too, from the first row
+// to the last. All are told in one pass over the program, then the linears' in another: a hostile
+// program has thousands of both.
 static void advise_tables(const be_program *program) {
   for (uint32_t i = 0; i < program->header.instruction_count; i++) {
     weight_ranges r = ranges_of(program, i, true);
-    if (r.rows_bytes > 0 && !read_whole(program, r.rows_offset))
+    if (r.rows_bytes > 0)
       advise(program, r.rows_offset, r.rows_bytes, MADV_RANDOM);
+  }
+  for (uint32_t i = 0; i < program->header.instruction_count; i++) {
+    weight_ranges r = ranges_of(program, i, true);
+    for (uint32_t j = 0; j < r.count; j++)
+      advise(program, r.offset[j], r.bytes[j], MADV_NORMAL);
   }
 }
 
@@ -182,10 +179,15 @@ void be_stream_begin(be_stream *stream, uint32_t end, bool screened) {
   read_ahead(stream);
 }
 
+// total * step / steps, of which the product may be beyond 64 bits.
+static uint64_t part_of(uint64_t total, uint32_t step, uint32_t steps) {
+  return total / steps * step + total % steps * step / steps;
+}
+
 void be_stream_done(be_stream *stream, uint32_t phase, uint32_t step, uint32_t steps) {
   const be_program *program = stream->program;
   uint64_t total = phase_bytes(stream, phase), position = 0;
-  uint64_t begin = total * step / steps, end = total * (step + 1) / steps; // total < 2^48
+  uint64_t begin = part_of(total, step, steps), end = part_of(total, step + 1, steps);
   for (uint32_t i = program->phase_begin[phase]; i < program->phase_begin[phase + 1]; i++) {
     weight_ranges r = ranges_of(program, i, stream->screened);
     if (r.rows_bytes > 0) // few pages, but of every pass others

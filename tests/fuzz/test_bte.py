@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import bitnet_edge
+from bitnet_edge.dtypes import DType
 from tests.conftest import ROOT, require_tool
-from tests.graphs import decoder
+from tests.graphs import GraphBuilder, decoder
 
 MUTATIONS = 10_000
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
@@ -134,6 +135,19 @@ def screened_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def scaled_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ternary linears with scales for rows and for groups of columns, biases, several tokens."""
+    path = tmp_path_factory.mktemp("fuzz") / "scaled.bte"
+    b = GraphBuilder()
+    x = b.input("x", 96)
+    y = b.scaled_ternary("groups", x, 70, 3, DType.F16, bias=True)
+    z = b.scaled_ternary("rows", x, 70, 1)
+    y = b.scaled_ternary("ragged", b.node("add", "sum", (y, z), 70), 33, 1, DType.F16)
+    bitnet_edge.export(b.source(["x"], [y]), out=path, prefill_chunk=70)
+    return path
+
+
 def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsys):
     for path in (bte, small_bte):
         out = run(sanitized, path, "truncations")
@@ -142,7 +156,7 @@ def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsy
         assert int(out.split()[0]) > 30
 
 
-@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte", "screened_bte"])
+@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte", "screened_bte", "scaled_bte"])
 def test_mutations_end_in_a_typed_error_or_a_correct_run(which, sanitized, request, capsys):
     path = request.getfixturevalue(which)
     out = run(sanitized, path, "mutations", 20261124, MUTATIONS)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +172,33 @@ def test_only_the_pages_of_a_mapped_file_are_dropped(path):
             session.residency("streamed")
         session.step(0, 0)
         np.testing.assert_array_equal(room[skip : skip + weights.size], weights)
+
+
+def test_a_program_of_nothing_but_tables_is_opened_at_once(tmp_path):
+    """A hostile file must not buy time that is quadratic in its instructions."""
+    count, page, width = 8192, 4096, 16
+    ids, sums, logits, table = 4 << 56, 2 << 56, 5 << 56, 1 << 56
+
+    def record(opcode, flags, dims, scalar, operands):
+        dims, operands = (*dims, *[0] * 7)[:7], (*operands, *[0] * 8)[:8]
+        return struct.pack("<HH7I4f4I8Q", opcode, flags, *dims, scalar, *[0] * 7, *operands)
+
+    embeds = [
+        record(1, 0, (width, 32, 0), 1.0, (sums, table | i * page, ids)) for i in range(count - 1)
+    ]
+    header = struct.pack("<4s7IQQ16x", b"BEPR", 1, count, 1, 0, 1, 1, 0, 4 * width, 0)
+    ports = struct.pack("<IIII", 3, 1, 0, width) + bytes(8 * 14)
+    section = header + ports + b"".join(embeds) + record(8, 1, (width,), 0, (logits, sums, sums))
+    path = tmp_path / "zeros"
+    path.write_bytes(b"")
+    os.truncate(path, count * page)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+        session = _engine.Session(_engine.Program(section, memoryview(weights)))
+        begin = time.process_time()
+        session.residency("mapped")
+        assert time.process_time() - begin < 1
+        session.step(0, 0)
+        del session
 
 
 # Counts what is read ahead, slowly enough that the run is polled before its first step.

@@ -61,6 +61,7 @@ def alternatives(planner: Planner, chosen: Plan) -> list[Alternative]:
             for field in fields(Choices)
             if getattr(choices, field.name) != getattr(chosen, field.name)
         )
+        name = "window" if choices.endless and name == "context" else name
         value = choices.choices_json()[name]
         found.append(Alternative(plan, name, str(value), _reasons(planner, chosen, plan, name)))
     return found

@@ -79,6 +79,8 @@ def plan(
     head_dtype: str | None = None,
     threads: int | None = None,
     residency: str | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
 ) -> Plan:
     """Size a model to a device without writing anything; see `bitnet_edge.planner.make_plan`.
 
@@ -87,7 +89,7 @@ def plan(
     checkpoint : str, Path or ModelSource
     device : str, Path or Profile
         A profile's name, or a YAML file.
-    context, prefill_chunk, kv_dtype, head_dtype, threads, residency
+    context, prefill_chunk, kv_dtype, head_dtype, threads, residency, window, sinks
         Pinned choices.
 
     Raises
@@ -107,6 +109,8 @@ def plan(
         head_dtype=source.choose_head_dtype(head_dtype),
         threads=threads,
         residency=residency,
+        window=window,
+        sinks=sinks,
     )
 
 
@@ -162,6 +166,8 @@ def export(
     head_dtype: str | None = None,
     threads: int | None = None,
     residency: str | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
     form: str | None = None,
     verify: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -170,8 +176,8 @@ def export(
 
     Parameters
     ----------
-    checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads, residency
-        As for `plan`; a package for another runtime keeps the cache in float32 and the head as
+    checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads, residency, window
+        As for `plan`, like ``sinks``; a package for another runtime keeps the cache in float32 and the head as
         stored, and leaves threads and residency to that runtime.
     out : str or Path, optional
         Destination; ``<model>.<target>`` in the current directory by default.
@@ -221,6 +227,7 @@ def export(
             ("threads", threads),
             ("head_dtype", head_dtype),
             ("residency", residency),
+            ("window", window),
         ):
             if value not in (None, "stored"):
                 raise ArgumentError(
@@ -250,6 +257,8 @@ def export(
         head_dtype=head_dtype,
         threads=threads,
         residency=residency,
+        window=window,
+        sinks=sinks,
     )
     write_bte(
         path,

@@ -120,9 +120,9 @@ class Generation:
         from bitnet_edge.runtime import token_array
 
         ids = token_array(prompt)
-        if not 1 <= len(ids) <= model.context:
+        if not 1 <= len(ids) <= model.max_positions:
             raise ArgumentError(
-                f"[generate] expected a prompt of 1 .. {model.context} tokens, got {len(ids)}"
+                f"[generate] expected a prompt of 1 .. {model.max_positions} tokens, got {len(ids)}"
             )
         if max_tokens < 1:
             raise ArgumentError(f"[generate] expected max_tokens 1 or more, got {max_tokens}")
@@ -131,7 +131,7 @@ class Generation:
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self._model = model
-        self._context = model.context
+        self._max_positions = model.max_positions
         self._ids = ids
         self._max_tokens = max_tokens
         self._window = 0 if sampling.repetition_penalty == 1 else sampling.repetition_window
@@ -218,7 +218,7 @@ class Generation:
                 return self._finish("stop")
         if len(tokens) >= self._max_tokens:
             return self._finish("max_tokens")
-        if len(ids) > self._context:
+        if len(ids) > self._max_positions:
             return self._finish("context")
         if not self._stop:
             ready, self._held = self._held, ""

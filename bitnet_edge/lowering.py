@@ -86,6 +86,7 @@ def lower(
     graph: Graph,
     packed: Mapping[str, DType] | None = None,
     screens: Mapping[str, Screen] | None = None,
+    sinks_seen_from: int | None = None,
 ) -> Lowered:
     """Lower a graph to instructions.
 
@@ -96,20 +97,27 @@ def lower(
         Float matrices that are stored quantised (`bitnet_edge.head_packing`), and how.
     screens : Mapping[str, Screen], optional
         Float matrices that are screened (`bitnet_edge.head_screen`), and by what.
+    sinks_seen_from : int, optional
+        With attention sinks: the position from which later tokens ask them (`Attention`).
 
     Raises
     ------
     UnsupportedOp
         When an op, or the way it is used, has no lowering; the node is named.
     """
-    return _Lowering(graph, packed or {}, screens or {}).run()
+    return _Lowering(graph, packed or {}, screens or {}, sinks_seen_from).run()
 
 
 class _Lowering:
     def __init__(
-        self, graph: Graph, packed: Mapping[str, DType], screens: Mapping[str, Screen]
+        self,
+        graph: Graph,
+        packed: Mapping[str, DType],
+        screens: Mapping[str, Screen],
+        sinks_seen_from: int | None,
     ) -> None:
         self.graph = graph
+        self.sinks_seen_from = sinks_seen_from
         self.screens = screens
         self.bits = {name: _BITS[dtype] for name, dtype in packed.items()}
         self.readers: dict[str, list[Node]] = {}
@@ -123,7 +131,7 @@ class _Lowering:
         self.home: dict[str, str] = {}  # tensor -> arena buffer that holds it
         self.quantised: set[tuple[str, int]] = set()
         self.quantised_wide: set[str] = set()
-        self.angles: dict[tuple[str, float], Operand] = {}
+        self.angles: dict[tuple[str, float, int], Operand] = {}
 
     def run(self) -> Lowered:
         rules: dict[str, Callable[[Node], None]] = {
@@ -356,9 +364,19 @@ class _Lowering:
         )
         q_operand = self.read(q)
         appended = {"cache": self.read(k_cache), "x": self.read(k)}
+        sinks: dict[str, Operand] = {}
         if inv_freq:
             angles = self._angles(node, inv_freq, head_dim // 2)
             appended["angles"] = angles
+            if self.sinks_seen_from is not None:
+                seen = self._angles(node, inv_freq, head_dim // 2, self.sinks_seen_from + 1)
+                sinks["q_sinks"] = self.scratch(f"{q}.sinks", self.width(q) * 4)
+                self.emit(
+                    "rope",
+                    node,
+                    {"y": sinks["q_sinks"], "x": q_operand, "angles": seen},
+                    {"heads": heads, "head_dim": head_dim},
+                )
             rotated = self._rotated(q)
             self.emit(
                 "rope",
@@ -379,6 +397,7 @@ class _Lowering:
                 "q": q_operand,
                 "k_cache": self.read(k_cache),
                 "v_cache": self.read(v_cache),
+                **sinks,
             },
             {"heads": heads} | dims,
             {"scale": self.attribute(node, "scale")},
@@ -390,15 +409,18 @@ class _Lowering:
             return Operand("arena", self.home[q])
         return self.scratch(f"{q}.rotated", self.width(q) * 4)
 
-    def _angles(self, node: Node, inv_freq: str, half: int) -> Operand:
-        """Return the cos/sin rows of a run, computed once for all layers that share them."""
+    def _angles(self, node: Node, inv_freq: str, half: int, at: int = 0) -> Operand:
+        """Return the cos/sin rows of a run, computed once for all layers that share them.
+
+        Of the tokens' positions, or all of position ``at - 1``.
+        """
         scale = self.attribute(node, "rope_scale")
-        if (inv_freq, scale) not in self.angles:
+        if (inv_freq, scale, at) not in self.angles:
             y = self.scratch(f"{inv_freq}.angles.{len(self.angles)}", half * 8)
             operands = {"y": y, "inv_freq": self.read(inv_freq)}
-            self.emit("rope_angles", node, operands, {"half": half}, {"scale": scale})
-            self.angles[inv_freq, scale] = y
-        return self.angles[inv_freq, scale]
+            self.emit("rope_angles", node, operands, {"half": half, "at": at}, {"scale": scale})
+            self.angles[inv_freq, scale, at] = y
+        return self.angles[inv_freq, scale, at]
 
 
 def _mark_tail(instructions: list[Instruction]) -> list[Instruction]:

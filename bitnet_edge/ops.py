@@ -277,6 +277,8 @@ class Attention(Op):
     no rotation; caches (kv_heads, context, head_dim), written at ``position ...``.
     Angles ``(position + t) * inv_freq``, NEOX halves, cos and sin times ``rope_scale``; softmax of
     ``q . k * scale`` over positions ``0 .. position + t``. y (n, heads * head_dim).
+    A plan may leave a token at position p >= sinks + window only the first ``sinks`` positions,
+    which it asks as position sinks + window - 1 would, and the latest ``window``.
     Su et al., "RoFormer", 2021; Ainslie et al., "GQA", 2023.
     """
 

@@ -109,6 +109,8 @@ class Footprint:
         One of `head_packing.HEAD_DTYPES`.
     tokenizer_bytes : int
         Size of the tokenizer section, 0 without one.
+    sinks_seen_from : int, optional
+        As for `bitnet_edge.lowering.lower`.
 
     Raises
     ------
@@ -118,11 +120,17 @@ class Footprint:
         When the graph has no lowering.
     """
 
-    def __init__(self, graph: Graph, head_dtype: str, tokenizer_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        head_dtype: str,
+        tokenizer_bytes: int = 0,
+        sinks_seen_from: int | None = None,
+    ) -> None:
         packed = packed_heads(graph, head_dtype)
         self.graph = graph
         screens = screened_heads(graph, head_dtype)
-        self.lowered = lower(graph, packed, screens)
+        self.lowered = lower(graph, packed, screens, sinks_seen_from)
         self.weights = _place_weights(graph, packed, screens)
         self.tokenizer_bytes = tokenizer_bytes
         self._arenas: dict[int, tuple[Mapping[str, int], int]] = {}
@@ -146,22 +154,22 @@ class Footprint:
             self._arenas[chunk] = _place_arena(self.lowered, chunk)
         return self._arenas[chunk]
 
-    def state(self, kv_dtype: DType, context: int) -> tuple[Mapping[str, int], int]:
-        """Return KV cache tensor -> byte offset, and the bytes of all."""
+    def state(self, kv_dtype: DType, rows: int) -> tuple[Mapping[str, int], int]:
+        """Return KV cache tensor -> byte offset, and the bytes of all, for caches of some rows."""
         offsets: dict[str, int] = {}
         end = 0
         for tensor in self.graph.states():
             offsets[tensor.name] = end
             heads, _, head_dim = tensor.shape
-            size = _engine.kv_cache_bytes(kv_dtype.engine_code, heads, head_dim, context)
+            size = _engine.kv_cache_bytes(kv_dtype.engine_code, heads, head_dim, rows)
             end += round_up(size, ALIGNMENT)
         return offsets, end
 
-    def classes(self, context: int, chunk: int, kv_dtype: DType, threads: int) -> dict[str, int]:
+    def classes(self, rows: int, chunk: int, kv_dtype: DType, threads: int) -> dict[str, int]:
         """Return the private bytes of each class."""
         return {
             "arena": self.arena(chunk)[1],
-            "kv_cache": self.state(kv_dtype, context)[1],
+            "kv_cache": self.state(kv_dtype, rows)[1],
             "tokenizer": TOKENIZER_BYTES if self.tokenizer_bytes else 0,
             "engine": self._engine_bytes(threads),
             "interpreter": INTERPRETER_BYTES,

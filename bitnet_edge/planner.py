@@ -38,6 +38,7 @@ LEAST_CONTEXT = 64  # a shorter one is never chosen, but may be asked for
 MACS_PER_PHASE_FOR_THREADS = 500_000
 RESIDENCIES = _engine.RESIDENCIES
 MAPPED, _, STREAMED = RESIDENCIES
+DEFAULT_SINKS = 4  # Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023
 NEAREST = 3  # plans that an error offers
 
 
@@ -48,7 +49,7 @@ class Choices:
     Attributes
     ----------
     context : int
-        Positions of the KV cache; 0 for a model without one.
+        Positions that a token sees; 0 for a model without a KV cache.
     kv_dtype : DType
     head_dtype : str
         ``stored`` (the checkpoint's dtype), ``int8``, ``int4``, or ``screened-int8`` and
@@ -58,6 +59,10 @@ class Choices:
     threads : int
     residency : str
         ``mapped``, ``resident`` or ``streamed``.
+    endless : bool
+        The context is a window that moves over a sequence of any length.
+    sinks : int
+        First positions that an endless sequence sees for ever; part of the context.
     """
 
     context: int
@@ -66,6 +71,25 @@ class Choices:
     prefill_chunk: int
     threads: int
     residency: str
+    endless: bool = False
+    sinks: int = 0
+
+    @property
+    def window(self) -> int:
+        """Latest positions that a token of an endless sequence sees, its own included; else 0."""
+        return self.context - self.sinks if self.endless else 0
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of the KV cache."""
+        if not self.endless:
+            return self.context
+        return _engine.kv_window_rows(self.window, self.sinks, self.prefill_chunk)
+
+    @property
+    def sinks_seen_from(self) -> int | None:
+        """The position from which an endless sequence asks its sinks; None without them."""
+        return self.context - 1 if self.sinks else None
 
     @property
     def flags(self) -> str:
@@ -73,12 +97,15 @@ class Choices:
         data = self.choices_json()
         if not self.context:
             del data["context"], data["kv_dtype"]
+        for name in ("context",) if self.endless else ("window", "sinks"):
+            data.pop(name, None)
         return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in data.items())
 
     def choices_json(self) -> dict[str, int | str]:
         """Return the choices as JSON-serialisable data."""
         data = {field.name: getattr(self, field.name) for field in fields(Choices)}
-        return data | {"kv_dtype": self.kv_dtype.value}
+        del data["endless"]
+        return data | {"kv_dtype": self.kv_dtype.value, "window": self.window}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +161,8 @@ def make_plan(
     head_dtype: str | None = None,
     threads: int | None = None,
     residency: str | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
 ) -> Plan:
     """Size a graph to a device: `Planner.solve`."""
     return Planner(
@@ -146,6 +175,8 @@ def make_plan(
         head_dtype=head_dtype,
         threads=threads,
         residency=residency,
+        window=window,
+        sinks=sinks,
     ).solve()
 
 
@@ -166,6 +197,10 @@ class Planner:
         ``stored``, ``int8``, ``int4``, ``screened-int8`` or ``screened-int4``.
     residency : str, optional
         ``mapped``, ``resident`` or ``streamed``.
+    window : int, optional
+        Latest positions that a token of an endless sequence sees, instead of a context.
+    sinks : int, optional
+        First positions that it goes on seeing; `DEFAULT_SINKS` by default.
 
     Raises
     ------
@@ -185,12 +220,26 @@ class Planner:
         head_dtype: str | None = None,
         threads: int | None = None,
         residency: str | None = None,
+        window: int | None = None,
+        sinks: int | None = None,
     ) -> None:
         self.graph = graph
         self.profile = profile
         self.tokenizer_bytes = tokenizer_bytes
-        self._footprints: dict[str, Footprint] = {}
+        self._footprints: dict[tuple[str, int | None], Footprint] = {}
         self.limit = graph.info.context_length if graph.states() else 0
+        self.endless = window is not None
+        self.sinks = 0
+        if window is not None:
+            self.sinks = DEFAULT_SINKS if sinks is None else sinks
+            if context is not None or not self.limit or window < 1 or self.sinks < 0:
+                raise ArgumentError(
+                    f"[plan] expected a window of 1 or more positions, instead of a context, for a "
+                    f"model with a KV cache, got {window}, sinks {sinks}, context {context}"
+                )
+            context = window + self.sinks
+        elif sinks is not None:
+            raise ArgumentError(f"[plan] expected sinks beside a window only, got {sinks}")
         self.target = min(profile.default_context, self.limit) if context is None else context
         if self.limit and not 1 <= self.target <= self.limit:
             raise ArgumentError(f"[plan] expected context 1 .. {self.limit}, got {self.target}")
@@ -214,6 +263,8 @@ class Planner:
             "head_dtype": head_dtype,
             "threads": threads,
             "residency": residency,
+            "window": window,
+            "sinks": sinks,
         }
         self.pinned = {name for name, value in pins.items() if value is not None}
         self.residency = residency
@@ -225,12 +276,13 @@ class Planner:
         self.threads = threads or self._choose_threads()
         self.footprint(self.head_dtype)  # refuses what the graph cannot have
 
-    def footprint(self, head_dtype: str) -> Footprint:
+    def footprint(self, head_dtype: str, sinks_seen_from: int | None = None) -> Footprint:
         """Return the bytes of the graph with a head dtype."""
-        if head_dtype not in self._footprints:
-            made = Footprint(self.graph, head_dtype, self.tokenizer_bytes)
-            self._footprints[head_dtype] = made
-        return self._footprints[head_dtype]
+        key = (head_dtype, sinks_seen_from)
+        if key not in self._footprints:
+            made = Footprint(self.graph, head_dtype, self.tokenizer_bytes, sinks_seen_from)
+            self._footprints[key] = made
+        return self._footprints[key]
 
     def solve(self) -> Plan:
         """Return the best plan that fits.
@@ -273,9 +325,9 @@ class Planner:
 
     def build(self, choices: Choices) -> Plan:
         """Return the plan of choices, whether it fits or not."""
-        footprint = self.footprint(choices.head_dtype)
+        footprint = self.footprint(choices.head_dtype, choices.sinks_seen_from)
         arena, arena_bytes = footprint.arena(choices.prefill_chunk)
-        state, state_bytes = footprint.state(choices.kv_dtype, choices.context)
+        state, state_bytes = footprint.state(choices.kv_dtype, choices.cache_rows)
         return Plan(
             **{field.name: getattr(choices, field.name) for field in fields(Choices)},
             profile=self.profile.name,
@@ -349,6 +401,8 @@ class Planner:
                     prefill_chunk=chunk,
                     threads=self.threads,
                     residency=self.residency or MAPPED,
+                    endless=self.endless,
+                    sinks=self.sinks,
                 )
                 yield choices if self.residency else self._with_residency(choices)
 
@@ -360,20 +414,20 @@ class Planner:
         return replace(choices, residency=STREAMED)
 
     def _classes(self, choices: Choices) -> dict[str, int]:
-        return self.footprint(choices.head_dtype).classes(
-            choices.context, choices.prefill_chunk, choices.kv_dtype, choices.threads
+        return self.footprint(choices.head_dtype, choices.sinks_seen_from).classes(
+            choices.cache_rows, choices.prefill_chunk, choices.kv_dtype, choices.threads
         )
 
     def _longest(self, choices: Choices) -> int:
         """Return the longest context, at most that of ``choices``, with which they fit, or 0."""
         if self.fits(choices):
             return choices.context
-        low, high = 0, choices.context  # low fits (or is 0), high does not
+        low, high = choices.sinks, choices.context  # low fits (or is none), high does not
         while high - low > 1:
             middle = (low + high) // 2
             fits = self.fits(replace(choices, context=middle))
             low, high = (middle, high) if fits else (low, middle)
-        return low
+        return low if low > choices.sinks else 0
 
     def _choose_head(self) -> str:
         """Return the least lossy head with which the package may be delivered; else as stored."""

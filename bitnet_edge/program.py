@@ -19,11 +19,12 @@ from bitnet_edge.planner import Plan
 
 __all__ = ["Record", "decode_program", "encode_program"]
 
-HEADER = struct.Struct("<4s6I4xQQ16x")
+HEADER = struct.Struct("<4s6I4xQQ2I8x")
 PORT = struct.Struct("<II")
 RECORD = struct.Struct("<HH7I4f16x8Q")
 MAX_PORTS = 16
 VERSION = 1
+MAX_POSITIONS = 1 << 20  # BE_MAX_POSITIONS: of a sequence that a window moves over
 OUTPUT_ROWS = 1  # BE_FLAG_OUTPUT_ROWS
 
 
@@ -35,11 +36,13 @@ def encode_program(graph: Graph, plan: Plan) -> bytes:
         VERSION,
         len(plan.lowered.instructions),
         plan.prefill_chunk,
-        plan.context,
+        MAX_POSITIONS if plan.window else plan.context,
         len(graph.inputs),
         len(graph.outputs),
         plan.arena_bytes,
         plan.state_bytes,
+        plan.window,
+        plan.sinks,
     )
     widths = [tensor.shape[-1] if len(tensor.shape) > 1 else 1 for tensor in ports]
     packed_ports = b"".join(

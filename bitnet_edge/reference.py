@@ -8,7 +8,7 @@ must give the same bits. Written for clarity; thousands of times slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bitnet_edge._numpy import np
@@ -238,7 +238,12 @@ def _attention(operands: Mapping[str, Any], attributes: Mapping[str, Value], pos
     if "inv_freq" in operands:
         positions = np.arange(position, position + n)
         angles = rope_angles(operands["inv_freq"], positions, float(attributes["rope_scale"]))
+        seen = np.full(n, int(attributes.get("sinks", 0)) + int(attributes.get("window", 0)) - 1)
+        asked = rope_angles(operands["inv_freq"], seen, float(attributes["rope_scale"]))
+        q_sinks = _rotate(q, *asked)
         q, k = _rotate(q, *angles), _rotate(k, *angles)
+    else:
+        q_sinks = q
     k_cache, v_cache = operands["k_cache"], operands["v_cache"]
     k_cache.append(position, k.transpose(1, 0, 2))  # rounds or quantises, as the cache is made
     v_cache.append(position, v.transpose(1, 0, 2))
@@ -248,20 +253,39 @@ def _attention(operands: Mapping[str, Any], attributes: Mapping[str, Value], pos
             kv_head = head // (heads // kv_heads)
             keys = k_cache.read(kv_head, position + t + 1)
             values = v_cache.read(kv_head, position + t + 1)
-            y[t, head] = _attend(q[t, head], keys, values, f32(float(attributes["scale"])))
+            y[t, head] = _attend(
+                _segments(q[t, head], q_sinks[t, head], position + t, attributes),
+                keys,
+                values,
+                f32(float(attributes["scale"])),
+            )
     return y.reshape(n, heads * head_dim)
 
 
-def _attend(q: F32, keys: tuple[F32, F32], values: tuple[F32, F32], scale: Any) -> F32:
-    """One head's online softmax by blocks of 64 keys, as ``scalar/attention.c``.
+def _segments(
+    q: F32, q_sinks: F32, position: int, attributes: Mapping[str, Value]
+) -> list[tuple[F32, int, int]]:
+    """Return what a token sees: a query, and the first and one past the last position for it."""
+    window, sinks = (int(attributes.get(key, 0)) for key in ("window", "sinks"))
+    if not window or position < sinks + window:
+        return [(q, 0, position + 1)]
+    return [(q_sinks, 0, sinks), (q, position + 1 - window, position + 1)]
+
+
+def _attend(
+    segments: list[tuple[F32, int, int]],
+    keys: tuple[F32, F32],
+    values: tuple[F32, F32],
+    scale: Any,
+) -> F32:
+    """One head's online softmax by blocks of 64 positions, as ``scalar/attention.c``.
 
     Keys and values are rows and their factors, as caches return them.
     """
-    out = np.zeros_like(q)
+    out = np.zeros_like(segments[0][0])
     lanes = np.zeros(LANES, np.float32)
     largest = f32(-np.inf)
-    for first in range(0, len(keys[0]), BLOCK_KEYS):
-        block = slice(first, first + BLOCK_KEYS)
+    for q, block in _blocks(segments):
         scores = (lane_sum(keys[0][block] * q) * keys[1][block]) * scale
         top = max(largest, scores.max())
         if top > largest:
@@ -271,9 +295,17 @@ def _attend(q: F32, keys: tuple[F32, F32], values: tuple[F32, F32], scale: Any) 
         weights = exp(scores - largest)
         factors = weights * values[1][block]
         for j, (weight, value) in enumerate(zip(factors, values[0][block], strict=True)):
-            lanes[j % LANES] += weights[j]
+            lanes[(block.start + j) % LANES] += weights[j]
             out = out + weight * value
     return out * (f32(1.0) / tree_sum(lanes))
+
+
+def _blocks(segments: list[tuple[F32, int, int]]) -> Iterator[tuple[F32, slice]]:
+    for q, first, end in segments:
+        while first < end:
+            stop = min(end, (first // BLOCK_KEYS + 1) * BLOCK_KEYS)
+            yield q, slice(first, stop)
+            first = stop
 
 
 REFERENCE: dict[str, OpReference] = {
@@ -299,6 +331,8 @@ class ReferenceModel:
         ``f32``, ``f16``, ``int8`` or ``int4``, as planned.
     head_dtype : str, optional
         As planned; as the source has it by default. A screened head gives the stored one's logits.
+    window, sinks : int
+        As planned; ``context`` is then the longest sequence.
     """
 
     def __init__(
@@ -307,8 +341,12 @@ class ReferenceModel:
         context: int | None = None,
         kv_dtype: DType = DType.F32,
         head_dtype: str | None = None,
+        *,
+        window: int = 0,
+        sinks: int = 0,
     ) -> None:
         graph = source.graph
+        self._seen: dict[str, Value] = {"window": window, "sinks": sinks}
         self.graph: Graph = graph
         packed = packed_heads(graph, source.choose_head_dtype(head_dtype) or STORED)
         self._constants = {t.name: _constant(source, t, packed) for t in graph.constants()}
@@ -350,7 +388,7 @@ class ReferenceModel:
         known = {**self._constants, **self._state, **values}
         operands = {operand: known[name] for operand, name in OPS[node.op].operands(node).items()}
         with np.errstate(all="ignore"):  # hostile numbers are the engine's business too
-            return REFERENCE[node.op](operands, node.attributes, position)
+            return REFERENCE[node.op](operands, {**node.attributes, **self._seen}, position)
 
     def logits(self, ids: Any, position: int = 0) -> Any:
         """Return the first output for token ids: float32 (n_tokens, vocab_size)."""

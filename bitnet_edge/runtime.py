@@ -150,7 +150,13 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Positions of the KV cache."""
+        """Positions that a token sees; of an endless sequence, its sinks and its window."""
+        program = self.session.program
+        return program.sinks + program.window if program.window else program.max_positions
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence: the context, or 2^20 positions of an endless one."""
         return self.session.program.max_positions
 
     @property
@@ -288,8 +294,10 @@ class Model:
             For an empty or too long sequence, or an id outside the vocabulary.
         """
         ids = token_array(token_ids)
-        if not 1 <= len(ids) <= self.context:
-            raise ArgumentError(f"[runtime] expected 1 .. {self.context} tokens, got {len(ids)}")
+        if not 1 <= len(ids) <= self.max_positions:
+            raise ArgumentError(
+                f"[runtime] expected 1 .. {self.max_positions} tokens, got {len(ids)}"
+            )
         shape = (len(ids), self.vocab_size)
         data = bytearray(shape[0] * shape[1] * 4)
         self._turn += 1

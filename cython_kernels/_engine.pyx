@@ -65,6 +65,8 @@ cdef extern from "bitnet_edge.h":
         uint32_t instruction_count
         uint32_t max_tokens
         uint32_t max_positions
+        uint32_t window
+        uint32_t sinks
         uint32_t input_count
         uint32_t output_count
         uint64_t arena_bytes
@@ -101,6 +103,7 @@ cdef extern from "bitnet_edge.h":
         BE_REGION_STATE
     const void *be_session_block(const be_session *session, be_region region) nogil
     uint32_t be_session_position(const be_session *session) nogil
+    uint64_t be_kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens) nogil
     uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
                                uint32_t positions) nogil
     be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
@@ -272,6 +275,14 @@ cdef class Program:
     @property
     def max_positions(self):
         return be_program_info(self.program).max_positions
+
+    @property
+    def window(self):
+        return be_program_info(self.program).window
+
+    @property
+    def sinks(self):
+        return be_program_info(self.program).sinks
 
     @property
     def instruction_count(self):
@@ -811,6 +822,11 @@ def op_table():
         )
         row += 1
     return table
+
+
+def kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens):
+    """Return the rows of a KV cache with a window (``engine/kv_cache.h``)."""
+    return be_kv_window_rows(window, sinks, max_tokens)
 
 
 def kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim, uint32_t positions):

@@ -202,6 +202,11 @@ def encode(
 def _dispatches(
     program: Program, n_tokens: int, position: int, output_rows: int, matrix: bool
 ) -> Iterator[Dispatch]:
+    if program.window:
+        raise DeviceUnsupported(
+            f"[metal] expected a program that sees its whole sequence, got a window of "
+            f"{program.window} positions"
+        )
     signatures = kernels()
     for index in range(program.instruction_count):
         op, flags, dims, operands = program.instruction(index)

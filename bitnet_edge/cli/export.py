@@ -12,7 +12,7 @@ from bitnet_edge.cli import packages
 from bitnet_edge.cli.text import print_json, progress_bar, size, table
 from bitnet_edge.head_packing import HEAD_DTYPES, SCREENED, STORED
 from bitnet_edge.losses import BUNDLED, Loss, lossy
-from bitnet_edge.planner import KV_DTYPES, RESIDENCIES, Plan
+from bitnet_edge.planner import DEFAULT_SINKS, KV_DTYPES, RESIDENCIES, Plan
 
 __all__ = ["add_plan_arguments", "budget_table", "configure", "plan_arguments", "run"]
 
@@ -45,6 +45,14 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--residency", choices=RESIDENCIES, help="what is kept of the weights in memory"
     )
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="latest positions that a token sees, instead of a context: sequences without end",
+    )
+    parser.add_argument(
+        "--sinks", type=int, help=f"first positions it goes on seeing (default {DEFAULT_SINKS})"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -60,8 +68,9 @@ def add_package_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `bitnet_edge.plan` that the flags give."""
-    keys = ("device", "context", "prefill_chunk", "kv_dtype", "head_dtype", "threads", "residency")
-    return {key: getattr(args, key) for key in keys}
+    keys = ("device", "context", "prefill_chunk", "kv_dtype", "head_dtype", "threads")
+    more = ("residency", "window", "sinks")
+    return {key: getattr(args, key) for key in (*keys, *more)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +170,13 @@ def loss_lines(plan: Plan, losses: Losses | None = None) -> list[str]:
     ]
 
 
+def context_text(plan: Plan) -> str:
+    """Return what a token sees, in words."""
+    if not plan.endless:
+        return f"context {plan.context}"
+    return f"window of {plan.window} and {plan.sinks} sinks over an endless sequence"
+
+
 def budget_table(plan: Plan, losses: Losses | None = None) -> str:
     """Return the memory table of a plan, its choices, predicted speed and losses."""
     budget = plan.budget
@@ -185,7 +201,7 @@ def budget_table(plan: Plan, losses: Losses | None = None) -> str:
         rows.append(("kept at once", size(budget.resident), allowed))
     head = "" if plan.head_dtype == STORED else f"{plan.head_dtype} head, "
     choices = (
-        f"  context {plan.context}, {plan.kv_dtype.value} KV cache, {head}prefill in chunks of "
+        f"  {context_text(plan)}, {plan.kv_dtype.value} KV cache, {head}prefill in chunks of "
         f"{plan.prefill_chunk}, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
     speed = (

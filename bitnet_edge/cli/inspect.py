@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -26,6 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _window(plan: Mapping[str, Any]) -> str:
+    if not plan.get("window"):
+        return ""
+    return f" (window {plan['window']}, sinks {plan['sinks']}, sequences without end)"
+
+
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds."""
     file = open_bte(args.file)
@@ -38,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     model, plan = file.model, file.plan
     print(f"{file.path}: {model['name']} ({model['architecture']}), {size(file.size)}")
     print(
-        f"planned for {plan['profile']}: context {plan['context']}, {plan['kv_dtype']} KV cache, "
+        f"planned for {plan['profile']}: context {plan['context']}{_window(plan)}, "
+        f"{plan['kv_dtype']} KV cache, "
         f"{plan.get('head_dtype', 'stored')} head, "
         f"prefill chunk {plan['prefill_chunk']}, threads {plan['threads']}, "
         f"weights {plan['residency']}"

@@ -20,6 +20,11 @@ be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positio
   return layout;
 }
 
+uint64_t be_kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens) {
+  uint64_t seen = (uint64_t)sinks + window; // positions from which on a token misses some
+  return sinks + be_round_up(seen + max_tokens - 1, BE_BLOCK_KEYS);
+}
+
 uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
                            uint32_t positions) {
   return kv_heads * be_kv_layout_of(dtype, head_dim, positions).head_bytes;

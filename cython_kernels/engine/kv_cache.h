@@ -26,6 +26,11 @@ typedef struct be_kv_layout {
 // `dtype` is BE_F32, BE_F16, BE_I8 or BE_I4.
 be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions);
 
+// Rows of a cache with a window: the sinks, then a ring that still holds what the first of
+// `max_tokens` tokens sees when the last has been appended; whole blocks of the softmax, so that
+// where the ring wraps shows in no bit.
+uint64_t be_kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens);
+
 // Writes row `row` of one head: head_dim floats, rounded or quantised.
 void be_kv_append(const be_kernels *kernels, uint32_t dtype, const be_kv_layout *layout,
                   uint8_t *head, size_t row, const float *x, size_t head_dim);

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "bitnet_edge.h"
+#include "kv_cache.h"
 
 typedef enum be_access { BE_UNUSED = 0, BE_READ = 1, BE_WRITE = 2, BE_READ_WRITE = 3 } be_access;
 
@@ -34,6 +35,13 @@ static inline uint64_t be_operand_offset(uint64_t operand) {
 
 static inline uint64_t be_round_up(uint64_t value, uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+// Rows of every KV cache of a program.
+static inline uint32_t be_kv_rows(const be_program_header *header) {
+  return header->window > 0
+             ? (uint32_t)be_kv_window_rows(header->window, header->sinks, header->max_tokens)
+             : header->max_positions;
 }
 
 static inline uint64_t be_dtype_bytes(uint32_t dtype) {

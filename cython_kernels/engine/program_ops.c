@@ -278,7 +278,7 @@ static be_status head_specs(const be_instruction *in, const be_program_header *h
   uint32_t dtype = in->opcode == BE_OP_attention ? in->dim[3] : in->dim[2];
   if (dtype != BE_F32 && dtype != BE_F16 && dtype != BE_I8 && dtype != BE_I4)
     return be_fail(error, BE_ERR_PROGRAM, "KV cache: dtype", -1, -1, BE_I4, dtype);
-  uint64_t head_bytes = be_kv_layout_of(dtype, head_dim, header->max_positions).head_bytes;
+  uint64_t head_bytes = be_kv_layout_of(dtype, head_dim, be_kv_rows(header)).head_bytes;
   if (in->opcode == BE_OP_kv_append) {
     specs[0] = cache(BE_WRITE, heads * head_bytes);
     specs[1] = rows_in(width);
@@ -294,6 +294,7 @@ static be_status head_specs(const be_instruction *in, const be_program_header *h
   specs[1] = rows_in(width);
   specs[2] = cache(BE_READ, kv_heads * head_bytes);
   specs[3] = cache(BE_READ, kv_heads * head_bytes);
+  specs[4] = optional(rows_in(width));
   return BE_OK;
 }
 
@@ -327,7 +328,8 @@ be_status be_instruction_specs(const be_instruction *in, const be_program_header
     specs[1] = specs[2] = rows_in_place(width);
     return BE_OK;
   case BE_OP_rope_angles:
-    CHECK({"rope_angles: half", width, 1, BE_MAX_HEAD_DIM / 2});
+    CHECK({"rope_angles: half", width, 1, BE_MAX_HEAD_DIM / 2},
+          {"rope_angles: at", in->dim[1], 0, BE_MAX_POSITIONS});
     specs[0] = scratch(BE_WRITE, (uint64_t)width * 8);
     specs[1] = weights((uint64_t)width * 4);
     return BE_OK;

@@ -119,7 +119,8 @@ static void run_add(const be_pass *p, const be_instruction *in, size_t t) {
 static void run_rope_angles(const be_pass *p, const be_instruction *in, size_t t) {
   size_t half = in->dim[0];
   float *y = WRITE(float, 0, 2 * half) + t * 2 * half;
-  be_rope_angles(y, y + half, READ(float, 1), half, p->position + (uint32_t)t, in->scalar[0]);
+  uint32_t position = in->dim[1] > 0 ? in->dim[1] - 1 : p->position + (uint32_t)t;
+  be_rope_angles(y, y + half, READ(float, 1), half, position, in->scalar[0]);
 }
 
 static void run_rope(const be_pass *p, const be_instruction *in, size_t t) {
@@ -132,7 +133,18 @@ static void run_rope(const be_pass *p, const be_instruction *in, size_t t) {
 }
 
 static be_kv_layout kv_layout(const be_pass *p, uint32_t dtype, uint32_t head_dim) {
-  return be_kv_layout_of(dtype, head_dim, p->program->header.max_positions);
+  return be_kv_layout_of(dtype, head_dim, be_kv_rows(&p->program->header));
+}
+
+// Where positions lie in a cache: row `sinks + position % rows`, and the sinks in the rows before
+// that too. Without a window the ring never wraps.
+typedef struct kv_ring {
+  size_t sinks, rows;
+} kv_ring;
+
+static kv_ring ring_of(const be_pass *p) {
+  const be_program_header *header = &p->program->header;
+  return (kv_ring){header->sinks, be_kv_rows(header) - header->sinks};
 }
 
 static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) {
@@ -143,6 +155,8 @@ static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) 
   const float *angles = READ(float, 2);
   if (angles)
     angles += t * head_dim;
+  const kv_ring ring = ring_of(p);
+  size_t position = p->position + t;
   float rotated[BE_MAX_HEAD_DIM];
   for (size_t h = 0; h < heads; h++) {
     const float *head = x + h * head_dim;
@@ -150,8 +164,11 @@ static void run_kv_append(const be_pass *p, const be_instruction *in, size_t t) 
       p->kernels->rope_f32(rotated, head, angles, angles + half, half);
       head = rotated;
     }
-    be_kv_append(p->kernels, in->dim[2], &layout, cache + h * layout.head_bytes, p->position + t,
-                 head, head_dim);
+    uint8_t *rows = cache + h * layout.head_bytes;
+    be_kv_append(p->kernels, in->dim[2], &layout, rows, ring.sinks + position % ring.rows, head,
+                 head_dim);
+    if (position < ring.sinks)
+      be_kv_append(p->kernels, in->dim[2], &layout, rows, position, head, head_dim);
   }
 }
 
@@ -161,17 +178,45 @@ static size_t attention_item_tokens(const be_instruction *in) {
   return group < ATTENTION_QUERIES ? ATTENTION_QUERIES / group : 1;
 }
 
-static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
-  size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2];
-  be_rows r = be_instruction_rows(p, in);
-  size_t tokens = attention_item_tokens(in), kv_head = item % kv_heads, group = heads / kv_heads;
-  size_t t = r.begin + item / kv_heads * tokens, position = p->position + t;
+enum { RING_PARTS = 2 }; // a window of a ring lies in one piece or wraps once
+
+// Appends the segments of positions first .. end - 1, split where the ring wraps.
+static size_t ring_segments(be_kv_segment *segments, kv_ring ring, const be_kv_layout *layout,
+                            const uint8_t *k, const uint8_t *v, size_t first, size_t end,
+                            const float *q) {
+  size_t count = 0;
+  while (first < end) {
+    size_t stop = min_size(end, (first / ring.rows + 1) * ring.rows);
+    segments[count++] =
+        be_kv_segment_of(layout, k, v, ring.sinks + first % ring.rows, first, stop, q);
+    first = stop;
+  }
+  return count;
+}
+
+// Tokens t .. of one item, all of them before the window cuts anything off, or all after.
+static void attend(const be_pass *p, const be_instruction *in, size_t t, size_t tokens,
+                   size_t kv_head) {
+  size_t heads = in->dim[0], kv_heads = in->dim[1], head_dim = in->dim[2], group = heads / kv_heads;
   const be_kv_layout layout = kv_layout(p, in->dim[3], in->dim[2]);
+  const be_program_header *header = &p->program->header;
+  size_t position = p->position + t, end = position + tokens;
   size_t at = (t * heads + kv_head * group) * head_dim, cache_at = kv_head * layout.head_bytes;
-  tokens = min_size(tokens, r.end - t);
-  const be_kv_segment all =
-      be_kv_segment_of(&layout, READ(uint8_t, 2) + cache_at, READ(uint8_t, 3) + cache_at, 0, 0,
-                       position + tokens, READ(float, 1) + at);
+  const uint8_t *k = READ(uint8_t, 2) + cache_at, *v = READ(uint8_t, 3) + cache_at;
+  const float *q = READ(float, 1) + at, *q_sinks = READ(float, 4);
+  const kv_ring ring = ring_of(p);
+  be_kv_segment segments[1 + RING_PARTS];
+  size_t count = 0, window = header->window, sinks = header->sinks;
+  if (window == 0 || position < sinks + window) {
+    count = ring_segments(segments, ring, &layout, k, v, 0, end, q);
+  } else {
+    if (sinks > 0)
+      segments[count++] = be_kv_segment_of(&layout, k, v, 0, 0, sinks, q_sinks ? q_sinks + at : q);
+    size_t first = count;
+    count += ring_segments(segments + count, ring, &layout, k, v, position + 1 - window, end, q);
+    for (; first < count; first++)
+      segments[first].window = window;
+  }
   const be_attention a = {.out = WRITE(float, 0, heads *head_dim) + at,
                           .stride = heads * head_dim,
                           .n_tokens = tokens,
@@ -179,9 +224,23 @@ static void run_attention(const be_pass *p, const be_instruction *in, size_t ite
                           .head_dim = head_dim,
                           .position = position,
                           .scale = in->scalar[0],
-                          .segments = &all,
-                          .n_segments = 1};
+                          .segments = segments,
+                          .n_segments = count};
   be_kv_attend(p->kernels, in->dim[3], &a);
+}
+
+static void run_attention(const be_pass *p, const be_instruction *in, size_t item) {
+  size_t kv_heads = in->dim[1], tokens = attention_item_tokens(in), kv_head = item % kv_heads;
+  be_rows r = be_instruction_rows(p, in);
+  size_t t = r.begin + item / kv_heads * tokens, end = min_size(t + tokens, r.end);
+  const be_program_header *header = &p->program->header;
+  size_t whole = (size_t)header->sinks + header->window; // positions that see all before them
+  if (header->window > 0 && p->position + t < whole && p->position + end > whole) {
+    size_t cut = whole - p->position;
+    attend(p, in, t, cut - t, kv_head);
+    t = cut;
+  }
+  attend(p, in, t, end - t, kv_head);
 }
 
 static size_t ternary_panels(const be_instruction *in) {

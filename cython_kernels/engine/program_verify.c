@@ -84,6 +84,12 @@ static be_status verify_header(const be_program_header *header, size_t section_s
       {"arena_bytes", header->arena_bytes, 0, UINT64_C(1) << 40},
       {"state_bytes", header->state_bytes, 0, UINT64_C(1) << 40},
       {"reserved0", header->reserved0, 0, 0},
+      {"window", header->window, 0, header->max_positions},
+      {"sinks", header->sinks, 0, header->window > 0 ? header->max_positions - header->window : 0},
+      {"rows of the KV cache",
+       header->window > 0 ? be_kv_window_rows(header->window, header->sinks, header->max_tokens)
+                          : 0,
+       0, BE_MAX_POSITIONS},
   };
   for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
     if (limits[i].value < limits[i].low || limits[i].value > limits[i].high)

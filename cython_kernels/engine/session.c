@@ -28,7 +28,8 @@ struct be_session {
   be_stream stream; // when the weights are streamed
   uint32_t threads;
   uint32_t valid_positions;
-  uint32_t best; // be_session_screen
+  uint32_t kept_from; // the first position that a cache with a window still holds, sinks aside
+  uint32_t best;      // be_session_screen
   float margin;
   _Atomic uint64_t screened, rescored; // of the last run
 };
@@ -319,6 +320,20 @@ be_status be_session_residency(be_session *session, be_residency mode, int file,
   return status;
 }
 
+// The first position, sinks aside, that the token at `position` sees.
+static uint32_t first_seen(const be_program_header *header, uint32_t position) {
+  uint64_t end = (uint64_t)position + 1, seen = (uint64_t)header->sinks + header->window;
+  return header->window > 0 && end > seen ? (uint32_t)(end - header->window) : 0;
+}
+
+// What the ring loses to a run; a run from position 0 needs nothing of what it held.
+static void note_kept(be_session *session, uint32_t position, uint32_t n_tokens) {
+  const be_program_header *header = &session->program->header;
+  uint32_t rows = be_kv_rows(header) - header->sinks, end = position + n_tokens;
+  uint32_t kept = position == 0 ? 0 : session->kept_from;
+  session->kept_from = header->window > 0 && end > rows && end - rows > kept ? end - rows : kept;
+}
+
 static be_status check_run(const be_session *session, const be_pass *p, be_error *error) {
   const be_program *program = session->program;
   const be_program_header *header = &program->header;
@@ -329,6 +344,9 @@ static be_status check_run(const be_session *session, const be_pass *p, be_error
   if (p->position > session->valid_positions)
     return be_fail(error, BE_ERR_ARGUMENT, "position", -1, -1, session->valid_positions,
                    p->position);
+  uint32_t seen_from = first_seen(header, p->position);
+  if (p->position > 0 && session->kept_from > seen_from)
+    return be_fail(error, BE_ERR_ARGUMENT, "position before the window", -1, -1, 0, p->position);
   if (header->max_positions > 0 && p->n_tokens > header->max_positions - p->position)
     return be_fail(error, BE_ERR_ARGUMENT, "context", -1, -1, header->max_positions,
                    (uint64_t)p->position + p->n_tokens);
@@ -371,6 +389,7 @@ be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t positi
   atomic_store_explicit(&session->rescored, 0, memory_order_relaxed);
   uint64_t begin = session->profile || j.poll ? be_profile_now() : 0;
   j.polled_ns = begin;
+  note_kept(session, position, n_tokens);
   if (j.stream)
     be_stream_begin(j.stream, end_instruction(&j), j.pass.best > 0);
   // Also for one thread: the pool sets the floating-point mode that the numerics are defined in.

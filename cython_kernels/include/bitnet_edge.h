@@ -82,13 +82,15 @@ typedef struct be_program_header {
   uint32_t version;
   uint32_t instruction_count;
   uint32_t max_tokens;    // of one run: the prefill chunk
-  uint32_t max_positions; // of the KV cache: the context length
+  uint32_t max_positions; // of a sequence; without a window, rows of the KV cache
   uint32_t input_count;
   uint32_t output_count;
   uint32_t reserved0; // zero
   uint64_t arena_bytes;
   uint64_t state_bytes;
-  uint8_t reserved1[16]; // zero
+  uint32_t window;      // positions that a token sees, its own included; 0: all
+  uint32_t sinks;       // with a window: first positions that are seen for ever
+  uint8_t reserved1[8]; // zero
 } be_program_header;
 
 // Where and why a call failed: `what` is a static text, never NULL on failure.
@@ -143,6 +145,9 @@ be_status be_session_residency(be_session *session, be_residency mode, int file,
 // BE_I8 or BE_I4. Planner, verifier and engine all ask here or what this is made of.
 uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
                            uint32_t positions);
+
+// Rows of a KV cache with a window; see engine/kv_cache.h.
+uint64_t be_kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens);
 
 // One forward pass of n_tokens rows at `position` (<= rows valid so far; smaller rewinds).
 // inputs[i] has n_tokens rows, outputs[i] has output_rows rows (0 skips the tail entirely).

@@ -148,6 +148,16 @@ def scaled_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def endless_bte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A window over a ring of the KV cache, weights streamed."""
+    path = tmp_path_factory.mktemp("fuzz") / "endless.bte"
+    bitnet_edge.export(
+        decoder(layers=1), out=path, prefill_chunk=8, window=20, sinks=2, residency="streamed"
+    )
+    return path
+
+
 def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsys):
     for path in (bte, small_bte):
         out = run(sanitized, path, "truncations")
@@ -156,7 +166,9 @@ def test_every_truncation_ends_in_a_typed_error(bte, small_bte, sanitized, capsy
         assert int(out.split()[0]) > 30
 
 
-@pytest.mark.parametrize("which", ["bte", "small_bte", "head_bte", "screened_bte", "scaled_bte"])
+@pytest.mark.parametrize(
+    "which", ["bte", "small_bte", "head_bte", "screened_bte", "scaled_bte", "endless_bte"]
+)
 def test_mutations_end_in_a_typed_error_or_a_correct_run(which, sanitized, request, capsys):
     path = request.getfixturevalue(which)
     out = run(sanitized, path, "mutations", 20261124, MUTATIONS)

@@ -72,6 +72,8 @@ def with_header(section: bytes, **fields: int) -> bytes:
         "outputs",
         "arena",
         "state",
+        "window",
+        "sinks",
     )
     values = dict(zip(names, HEADER.unpack_from(section), strict=True)) | fields
     return HEADER.pack(*values.values()) + section[HEADER.size :]
@@ -95,6 +97,10 @@ def test_a_good_program_opens(program):
     [
         ({"magic": b"XXXX"}, "program magic", InvalidProgram),
         ({"version": 9}, "program version: expected 1, got 9", UnsupportedVersion),
+        ({"window": 65}, "window: expected 64, got 65", InvalidProgram),
+        ({"sinks": 1}, "sinks: expected 0, got 1", InvalidProgram),
+        ({"window": 60, "sinks": 5}, "sinks: expected 4, got 5", InvalidProgram),
+        ({"max_positions": 1 << 20, "window": 1 << 20}, "rows of the KV cache", InvalidProgram),
         ({"count": 0}, "instruction_count: expected 1, got 0", InvalidProgram),
         ({"count": 8193}, "instruction_count: expected 8192", InvalidProgram),
         ({"count": 5}, "program size: expected", Truncated),
@@ -264,7 +270,7 @@ def test_reading_rows_of_another_size(program):
     refused(with_record(section, index, DIM0=20), weights, "operand read before it is written")
 
 
-@pytest.mark.parametrize(("at", "message"), [(50, "reserved1"), (64 + 15 * 8, "unused port")])
+@pytest.mark.parametrize(("at", "message"), [(60, "reserved1"), (64 + 15 * 8, "unused port")])
 def test_fields_for_later_are_zero(at, message, program):
     section, weights = program
     refused(section[:at] + b"\1" + section[at + 1 :], weights, message)

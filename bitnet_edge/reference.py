@@ -302,10 +302,8 @@ def _attend(
 
 def _blocks(segments: list[tuple[F32, int, int]]) -> Iterator[tuple[F32, slice]]:
     for q, first, end in segments:
-        while first < end:
-            stop = min(end, (first // BLOCK_KEYS + 1) * BLOCK_KEYS)
-            yield q, slice(first, stop)
-            first = stop
+        for block in range(first // BLOCK_KEYS * BLOCK_KEYS, end, BLOCK_KEYS):
+            yield q, slice(max(first, block), min(end, block + BLOCK_KEYS))
 
 
 REFERENCE: dict[str, OpReference] = {

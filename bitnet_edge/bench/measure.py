@@ -170,6 +170,7 @@ def bench_model(
     works, counter = describe(model), _engine.Profile(model.threads)
     share = rescored_share(model, new_tokens)
     size = decode_bytes(model, works, new_tokens // 2) + screened_bytes(model) * (share or 0)
+    private = _private_bytes_in_use(model, lengths[-1], new_tokens)
     buffer = read_buffer()
     rounds = []
     for index in range(runs + 1):
@@ -231,7 +232,7 @@ def bench_model(
         },
         "decode_ops": profile_decode(model, compare_scalar=compare_scalar),
         "prefill_ops": profile_prefill(model, lengths[-1]),
-        "process_private_bytes": private_bytes(),
+        "process_private_bytes": private,
     }
 
 
@@ -258,6 +259,13 @@ def _round(
     one["engine"] = counter.run_ns / 1e9 * new_tokens / counter.runs
     one["sampling"] = _sampling_seconds(model)
     return one
+
+
+def _private_bytes_in_use(model: Model, length: int, new_tokens: int) -> int:
+    """Return the process's private memory after use, before the yardsticks add their buffers."""
+    prefill_seconds(model, prompt_ids(model, length))
+    decode_seconds(model, new_tokens)
+    return private_bytes()
 
 
 def _sampling_seconds(model: Model) -> float:

@@ -177,8 +177,8 @@ def export(
     Parameters
     ----------
     checkpoint, device, context, prefill_chunk, kv_dtype, head_dtype, threads, residency, window
-        As for `plan`, like ``sinks``; a package for another runtime keeps the cache in float32 and the head as
-        stored, and leaves threads and residency to that runtime.
+        As for `plan`, like ``sinks``; a package for another runtime keeps the cache in float32 and
+        the head as stored, and leaves threads and residency to that runtime.
     out : str or Path, optional
         Destination; ``<model>.<target>`` in the current directory by default.
     target : str

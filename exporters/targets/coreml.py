@@ -21,6 +21,7 @@ from bitnet_edge.dtypes import DType
 from bitnet_edge.exporters.lowering import UNIVERSAL, Lowering, Refusal, TernaryBytes, emit
 from bitnet_edge.exporters.targets import coreml_package
 from bitnet_edge.exporters.targets.coreml_emitter import (
+    AFTER,
     POSITION,
     CoreMLEmitter,
     StoredWeights,
@@ -35,6 +36,7 @@ from bitnet_edge.exporters.targets.coreml_package import (
     mb,
     types,
 )
+from bitnet_edge.exporters.targets.coreml_sample import write_companions
 from bitnet_edge.exporters.targets.target import (
     Form,
     Runner,
@@ -89,7 +91,6 @@ FORMS = (
         "iOS 16, macOS 13, watchOS 9",
     ),
 )
-AFTER = ".after"  # of the name of a cache that goes out
 STATES = {"ios": 18, "ipados": 18, "macos": 15, "watchos": 11}  # versions with states
 
 
@@ -122,6 +123,7 @@ class CoreMLTarget(Target):
             for name, rows in parts.items()
         }
         coreml_package.save(functions, path, ios=_ios(settings.form), metadata=metadata)
+        write_companions(source, settings, path, stateful=bool(stateful))
         return weights.bytes
 
     def _function(

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from bitnet_edge.exporters.sources.source import ModelSource
     from bitnet_edge.exporters.targets.target import Settings
 
-__all__ = ["POSITION", "UNROUNDED", "CoreMLEmitter", "StoredWeights", "identifier"]
+__all__ = ["AFTER", "POSITION", "UNROUNDED", "CoreMLEmitter", "StoredWeights", "identifier"]
 
 POSITION = "position"  # the input that says where a run begins
+AFTER = ".after"  # ends the name of a cache that goes out
 MIN_BLOB = 40  # fewer weights stand in the protobuf, where a field takes a byte
 BLOB_HEADER = 64  # bytes before a constant in the weight file
 TABLE = np.array([-1, 0, 1, 0], np.float32)

@@ -34,7 +34,7 @@ _DTYPES: Mapping[str, Any] = {
     "UINT8": np.uint8,
 }
 _CASTS = {"bool": np.bool_, "fp16": np.float16, "fp32": np.float32, "int32": np.int32}
-KEPT = 1 << 24  # elements of a constant that is kept unpacked
+KEPT = 1 << 20  # elements of a constant that is kept unpacked
 
 
 class MLProgram:

@@ -18,6 +18,7 @@ from bitnet_edge.exporters.targets.coreml_float16 import FLOAT16
 from bitnet_edge.exporters.targets.target import VERIFICATION_KEY, make_settings, unverified
 from bitnet_edge.profiles import load_profile
 from bitnet_edge.reference import ReferenceModel
+from bitnet_edge.tokenizer import Tokenizer
 from tests.exporters.graphs import one_matrix
 from tests.graphs import GraphBuilder, decoder
 
@@ -218,6 +219,33 @@ def test_extreme_activations_do_not_overflow_float16(form, activation, norm, tmp
     monkeypatch.setitem(FLOAT16, "gated_activation", lowering.gated_activation)
     _, runner = write(source, form, tmp_path / "overflows.mlpackage")
     assert not np.isfinite(runner.run({"x": x})["down.out"]).all()
+
+
+def test_what_lies_in_the_package(shakespeare, tmp_path):
+    write(shakespeare, "lut2", tmp_path / "m.mlpackage")
+    folder = tmp_path / "m.mlpackage" / "bitnet-edge"
+    readme, swift = (folder / name for name in ("README.md", "Generate.swift"))
+    (ids,), (logits,) = shakespeare.graph.inputs, shakespeare.graph.outputs
+    model, _ = coreml_package.read(tmp_path / "m.mlpackage")
+    prefill = next(f for f in model.description.functions if f.name == "prefill")
+    for port in (*prefill.input, *prefill.output):
+        assert f'"{port.name}"' in swift.read_text()
+        assert f"`{port.name}`" in readme.read_text()
+    assert {identifier(ids), identifier(logits), "position"} == {
+        port.name for port in (*prefill.input, *prefill.output)
+    }
+    assert "$" not in readme.read_text()
+    tokenizer = Tokenizer((folder / "tokenizer.section").read_bytes())
+    assert tokenizer.decode(tokenizer.encode("ROMEO:")) == "ROMEO:"
+
+
+def test_the_readme_of_a_package_with_caches(tmp_path):
+    write(decoder(), "ios16", tmp_path / "m.mlpackage")
+    folder = tmp_path / "m.mlpackage" / "bitnet-edge"
+    assert [file.name for file in folder.iterdir()] == ["README.md"]
+    model, _ = coreml_package.read(tmp_path / "m.mlpackage")
+    for port in (*model.description.input, *model.description.output):
+        assert f"`{port.name}`" in (folder / "README.md").read_text()
 
 
 def test_names():

@@ -102,8 +102,8 @@ class Generation:
     token_ids : list of int
         New tokens so far, the end-of-text token included.
     finish_reason : str or None
-        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``, ``"interrupted"`` (by an exception);
-        None while running.
+        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``, ``"interrupted"`` (by an exception, or
+        `close`); None while running.
     statistics : Statistics
     """
 
@@ -192,8 +192,13 @@ class Generation:
         try:
             return self._decode()
         except BaseException:
-            self.finish_reason = "interrupted"
+            self.close()
             raise
+
+    def close(self) -> None:
+        """End it here: a generation still running is ``"interrupted"``."""
+        if self.finish_reason is None:
+            self.finish_reason = "interrupted"
 
     def _decode(self) -> str:
         start = perf_counter()

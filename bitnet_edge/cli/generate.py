@@ -69,6 +69,7 @@ def stream(prompt: str, generation: Generation) -> int:
         for piece in generation:
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
+        generation.close()
         code = 130
     print(flush=True)
     print(figures(generation), file=sys.stderr)

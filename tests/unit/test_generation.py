@@ -99,6 +99,17 @@ def test_an_interrupted_generation_is_finished(model, monkeypatch):
         generation.advance()
 
 
+def test_closing_ends_a_generation(model):
+    generation = model.generate(PROMPT, max_tokens=20)
+    next(generation)
+    generation.close()
+    assert (generation.finish_reason, list(generation)) == ("interrupted", [])
+    done = model.generate(PROMPT, max_tokens=2)
+    done.text()
+    done.close()
+    assert done.finish_reason == "max_tokens"
+
+
 def test_eos_ends_the_text(model, monkeypatch):
     greedy = model.generate(PROMPT, max_tokens=10, ignore_eos=True)
     text = greedy.text()

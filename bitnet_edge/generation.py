@@ -102,8 +102,8 @@ class Generation:
     token_ids : list of int
         New tokens so far, the end-of-text token included.
     finish_reason : str or None
-        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``, ``"interrupted"`` (by an exception, or
-        `close`); None while running.
+        ``"eos"``, ``"stop"``, ``"max_tokens"``, ``"context"``, ``"interrupted"`` (by an exception
+        or `close`); None while running.
     statistics : Statistics
     """
 

@@ -442,6 +442,7 @@ void be_pool_run(be_job *job, void *context, unsigned n_threads) {
     event_advance(&pool.workers[i].posted);
   participate(job, context, 0, &pool.barrier);
   be_barrier_wait(&pool.barrier);
+  pool.barrier.n_threads = 1; // a forked job below this one on the stack waits for nobody, still
   atomic_store_explicit(&pool.busy, false, memory_order_release);
 }
 

@@ -133,15 +133,22 @@ def test_generation_is_interrupted(long_model: Path) -> None:
     assert len(following.token_ids) == 2
 
 
+@pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_handler_that_forks(long_model: Path, threads: int) -> None:
-    """The child has lost the other threads: it gets an error and no wait without end."""
+def test_a_handler_that_forks(long_model: Path, threads: int, busy: bool) -> None:
+    """The child has lost the other threads: it gets an error and no wait without end, also when it
+    has run another model on threads of its own meanwhile."""
     model = bitnet_edge.load(long_model, threads=threads)
     expected = prefill(model)
     children = []
 
     def handler(number: int, frame: object) -> None:
         children.append(os.fork())
+        if children == [0] and busy:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the child if it hangs
+            signal.alarm(60)
+            with bitnet_edge.load(long_model, threads=threads) as other:
+                assert prefill(other) == expected
 
     with alarm(0.05, handler):
         try:

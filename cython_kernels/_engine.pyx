@@ -665,18 +665,19 @@ cdef class Session:
         self._require_width(sampler)
         self._enter()
         try:
-            self._require_logits(sampler, len(recent) if recent is not None else 0)
-            if recent is None:
-                with nogil:
-                    status = be_sampler_next(sampler.sampler, &sampler.parameters,
-                                             self.logits_row, NULL, 0, &token)
-            else:
+            view.buf = NULL
+            view.len = 0
+            if recent is not None:
                 PyObject_GetBuffer(recent, &view, PyBUF_SIMPLE)
+            try:
+                self._require_logits(sampler, view.len // 4)
                 with nogil:
                     status = be_sampler_next(sampler.sampler, &sampler.parameters,
                                              self.logits_row, <const int32_t *>view.buf,
                                              view.len // 4, &token)
-                PyBuffer_Release(&view)
+            finally:
+                if recent is not None:
+                    PyBuffer_Release(&view)
         finally:
             self.busy = False
         raise_status(status, "no finite logit to choose from")

@@ -361,6 +361,13 @@ def test_logits_screened_for_less_are_refused(paths):
         session.sample(needs)
         session.step(0, 0, greedy)
     session.sample(greedy)
+    session.step(0, 0, penalising := _engine.Sampler(2048, repetition_penalty=2.0), 1)
+    session.sample(penalising, np.zeros(1, np.int32))
+    with pytest.raises(ArgumentError, match="for the 2 largest, this sampler needs 3"):
+        session.sample(penalising, np.zeros(1, np.int64))  # whatever its items are: two ids
+    with pytest.raises((TypeError, BufferError)):
+        session.sample(penalising, "no buffer")
+    session.sample(penalising)  # and is not left busy
     out = bytearray(2048 * 4)
     session.run((np.zeros(1, np.int32),), (out,), 1)  # always whole
     assert (np.frombuffer(out, np.float32) > -np.inf).all()

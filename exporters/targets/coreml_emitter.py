@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ __all__ = ["AFTER", "POSITION", "UNROUNDED", "CoreMLEmitter", "StoredWeights", "
 
 POSITION = "position"  # the input that says where a run begins
 AFTER = ".after"  # ends the name of a cache that goes out
+NEGLIGIBLE = 2.0**-36  # float32 itself rounds by 2^-24
 MIN_BLOB = 40  # fewer weights stand in the protobuf, where a field takes a byte
 BLOB_HEADER = 64  # bytes before a constant in the weight file
 TABLE = np.array([-1, 0, 1, 0], np.float32)
@@ -195,28 +197,44 @@ class CoreMLEmitter(Emitter):
         lut = self.constant(table.reshape(1, 1, -1, TRITS))
         return mb.constexpr_lut_to_dense(indices=stored, lut=lut, vector_axis=np.int32(axis))
 
-    def _dense(self, name: str, *, widened: bool) -> Any:
-        """Return a matrix: in float16 on the disk where that holds every value."""
+    def _dense(self, name: str) -> tuple[Any, float]:
+        """Return a matrix as it is stored, and what its values are to be multiplied by.
+
+        In float16 where that holds every value, or every value but for `NEGLIGIBLE` of the
+        largest when all are multiplied by a power of two (bfloat16's small ones are those).
+        """
 
         def values() -> Any:
             exact = self.load(name).astype(np.float32)
+            largest = float(np.abs(exact).max())
+            factor = 1.0
             with np.errstate(over="ignore"):
                 half = exact.astype(np.float16)
-            held = self.half or np.array_equal(half.astype(np.float32), exact)
-            return half if held else exact
+            if not self.half and not np.array_equal(half, exact) and 0 < largest < np.inf:
+                factor = 2.0 ** (15 - math.frexp(largest)[1])
+                half = (exact * np.float32(factor)).astype(np.float16)
+                error = np.abs(half.astype(np.float32) / np.float32(factor) - exact).max()
+                if not error <= NEGLIGIBLE * largest:
+                    return exact, 1.0
+            return half, 1 / factor
 
-        stored = self._stored(name, values)
-        if stored.dtype == types.fp16 and widened and not self.half:
-            return mb.constexpr_cast(source_val=stored, output_dtype="fp32")
-        return stored
+        stored, factor = self.weights.get(name, values)
+        return self._stored(f"{name} stored", lambda: stored), factor
 
     def dense_product(self, x: Any, weight: str) -> Any:
         """See `Emitter.dense_product`."""
-        return mb.linear(x=x, weight=self._dense(weight, widened=True))
+        stored, factor = self._dense(weight)
+        if stored.dtype == types.fp16 and not self.half:
+            stored = mb.constexpr_cast(source_val=stored, output_dtype="fp32")
+        return self._times(mb.linear(x=x, weight=stored), factor)
 
     def embedding(self, ids: Any, table: str) -> Any:
         """See `Emitter.embedding`."""
-        return self.cast(mb.gather(x=self._dense(table, widened=False), indices=ids, axis=0))
+        stored, factor = self._dense(table)
+        return self._times(self.cast(mb.gather(x=stored, indices=ids, axis=0)), factor)
+
+    def _times(self, x: Any, factor: float) -> Any:
+        return x if factor == 1.0 else self.op("mul", x, factor)
 
     # State and positions
 

@@ -248,6 +248,29 @@ def test_the_readme_of_a_package_with_caches(tmp_path):
         assert f"`{port.name}`" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([0.5, -3.0], np.float16), ([0.5, 1e-9], np.float16), ([0.5, 1 / 3], np.float32)],
+)
+def test_dense_matrices_are_float16_where_nothing_is_lost(values, kind, tmp_path):
+    b = GraphBuilder(0)
+    x = b.input("x", 2)
+    weight = b.constant("weight", (8, 2))
+    b.weights["weight"] = np.float32([values] * 8)
+    source = b.source(["x"], [b.node("linear", "node", (x, weight, ""), 8)])
+    _, runner = write(source, "lut2", tmp_path / "m.mlpackage")
+    constants = [
+        op.outputs[0].type.tensorType
+        for op in runner._program.operations("main")
+        if op.type == "const" and len(op.outputs[0].type.tensorType.dimensions) == 2
+    ]
+    casts = [op for op in runner._program.operations("main") if op.type == "constexpr_cast"]
+    assert (len(casts), len(constants)) == ((1, 0) if kind == np.float16 else (0, 1))
+    inputs = {"x": np.float32([[1, 0], [0, 1], [3, 5]])}
+    expected = ReferenceModel(source).run(inputs)["node.out"]
+    np.testing.assert_allclose(runner.run(inputs)["node.out"], expected, rtol=1e-6, atol=1e-11)
+
+
 def test_names():
     assert identifier("ids") == "ids"
     assert identifier("a.b") != identifier("a-b")

@@ -119,7 +119,7 @@ def store_limit_error(size: int, max_bytes: int, profile: str) -> ExportError:
     """Return what to raise for a package that the device's store does not deliver."""
     mb, limit = size / (1 << 20), max_bytes / (1 << 20)
     return ExportError(
-        f"[export] the package has {mb:.1f} MB, {mb - limit:.1f} over the {limit:.4g} MB that "
+        f"[export] the package has {mb:.1f} MB, {mb - limit:.1f} MB over the {limit:.4g} MB that "
         f"the store delivers to {profile} "
         "(ota_limit_mb); --ignore-ota-limit (ota_limit=False) writes it all the same"
     )

@@ -43,9 +43,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kernels", action="store_true", help="measure the ternary and head kernels alone"
     )
     parser.add_argument("--threads", type=_counts, help="one number, or several: 1,2")
-    parser.add_argument("--prompt-tokens", type=_counts, default=[128, 512], metavar="N[,N...]")
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=7, help="rounds of which the median counts")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=_counts,
+        default=[128, 512],
+        metavar="N[,N...]",
+        help="lengths of prompts; default 128,512",
+    )
+    parser.add_argument("--new-tokens", type=int, default=128, help="decoded; default 128")
+    parser.add_argument(
+        "--runs", type=int, default=7, help="rounds of which the median counts; default 7"
+    )
     parser.add_argument("--x-scalar", action="store_true", help="gain of each op over scalar code")
     parser.add_argument("--kv-dtype", help="KV cache of a --geometry model; default f16")
     parser.add_argument("--head-dtype", help="output layer of a --geometry model")

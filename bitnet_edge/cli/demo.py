@@ -29,10 +29,10 @@ def bundled_checkpoint() -> Path:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--device", default="raspberry-pi-zero-2w", help="profile to export for")
-    parser.add_argument("--prompt", default="ROMEO:\n")
+    parser.add_argument("--prompt", default="ROMEO:\n", help="text to continue")
     parser.add_argument("-o", "--out", help="keep the package here")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="threads of a run; default: the plan's")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_sampling_arguments(parser)
     parser.set_defaults(temperature=0.7, top_k=40, max_tokens=200)

@@ -33,7 +33,9 @@ _SCREENED_NOTE = (
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that pin a plan's choices."""
-    parser.add_argument("--device", default="generic-50mb", help="profile name or YAML file")
+    parser.add_argument(
+        "--device", default="generic-50mb", help="profile name or YAML file; default generic-50mb"
+    )
     parser.add_argument("--context", type=int, help="positions of the KV cache")
     parser.add_argument("--prefill-chunk", type=int, help="most tokens of one run")
     formats = [dtype.value for dtype in KV_DTYPES]

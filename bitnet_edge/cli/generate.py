@@ -17,14 +17,22 @@ __all__ = ["add_sampling_arguments", "configure", "run", "stream"]
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `Model.generate`."""
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="append", default=[], help="may be given several times")
+    parser.add_argument("--max-tokens", type=int, default=128, help="default 128")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="default 0: all tokens")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="likeliest tokens up to this share; default 1"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="tokens of this share of the likeliest; default 0"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1 discourages; default 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text; default 0")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="text to end at; may be given several times"
+    )
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", help="a .bte file")
     parser.add_argument("prompt", help="text to continue; '-' reads it from stdin")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="threads of a run; default: the plan's")
     parser.add_argument(
         "--residency", choices=RESIDENCIES, help="what is kept of the weights in memory"
     )

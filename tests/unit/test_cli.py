@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,13 @@ def test_version_and_help():
     for command in COMMANDS:
         assert command in out
         assert ok(command, "--help")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_has_its_help(command):
+    parser = argparse.ArgumentParser()
+    import_module(f"bitnet_edge.cli.{COMMANDS[command][0]}").configure(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 def test_a_reader_that_stops_is_no_error(bte):

@@ -155,7 +155,7 @@ def test_a_package_beyond_the_store_s_limit_is_refused(tmp_path, capsys):
     path.write_text("name: shop\ndescription: Shop\nextends: generic-50mb\nota_limit_mb: 1\n")
     shop = dataclasses.replace(load_profile("generic-50mb"), name="shop", ota_limit_mb=0.3)
     out = tmp_path / "m.bte"
-    with pytest.raises(ExportError, match=r"over the 0\.3 MB that the store delivers to shop"):
+    with pytest.raises(ExportError, match=r"MB over the 0\.3 MB that the store delivers to shop"):
         bitnet_edge.export(checkpoint("packed"), shop, out)
     assert list(tmp_path.iterdir()) == [path]
     bitnet_edge.export(checkpoint("packed"), shop, out, ota_limit=False)

@@ -24,6 +24,10 @@ import os
 from bitnet_edge import errors
 
 
+cdef extern from "stdbool.h":
+    ctypedef bint c_bool "bool"  # where a pointer to a function must be of C's very type
+
+
 cdef extern from "status.h":
     ctypedef int be_status
     be_status BE_OK
@@ -109,7 +113,7 @@ cdef extern from "bitnet_edge.h":
     be_status be_session_run(be_session *session, uint32_t n_tokens, uint32_t position,
                              uint32_t output_rows, const void *const *inputs,
                              void *const *outputs, be_error *error) nogil
-    be_status be_session_poll(be_session *session, bint (*poll)(void *) noexcept nogil,
+    be_status be_session_poll(be_session *session, c_bool (*poll)(void *) noexcept nogil,
                               void *context) nogil
     void be_session_screen(be_session *session, uint32_t best, float margin) nogil
     void be_session_screened(const be_session *session, uint64_t *rows,

@@ -30,7 +30,7 @@ cdef extern from *:
     long be_process_id()
 
 
-cdef bint hear_signals(void *session) noexcept nogil:
+cdef c_bool hear_signals(void *session) noexcept nogil:
     """Run the handlers of signals that have come (be_poll); False when one of them raised."""
     if not be_may_hear_signals():
         return True

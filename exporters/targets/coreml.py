@@ -6,7 +6,8 @@ of rows) and ``decode`` (one row, the default). Both take ``position``, where th
 each cache is a state of its own, float16 as Core ML demands, read once before it is written. Below
 iOS 18, and for a model without caches, there is ``main`` alone: caches come in, and go out with
 `AFTER` at the end of their names. What Core ML calls a tensor is `coreml_emitter.identifier` of its
-name; a rounding of an activation is MIL's ``round``.
+name; a rounding of an activation is MIL's ``round``. In the forms of float16 the lowerings are
+those of `coreml_float16`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -269,6 +272,38 @@ def test_dense_matrices_are_float16_where_nothing_is_lost(values, kind, tmp_path
     inputs = {"x": np.float32([[1, 0], [0, 1], [3, 5]])}
     expected = ReferenceModel(source).run(inputs)["node.out"]
     np.testing.assert_allclose(runner.run(inputs)["node.out"], expected, rtol=1e-6, atol=1e-11)
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from bitnet_edge.exporters.package import write_package
+from bitnet_edge.exporters.sources.synthetic import load_synthetic
+from bitnet_edge.exporters.targets import load_target
+from bitnet_edge.profiles import load_profile
+source, path = load_synthetic("bitnet-2b-4t"), Path(sys.argv[1])
+profile = load_profile("iphone-15-pro")
+made = write_package(source, "coreml", profile, path, verified=False, progress=print)
+program = load_target("coreml").open(path, source, made.settings)._program
+print(made.settings.form.name, made.ternary_bits, made.bytes, *program.functions)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_two_billion_weights(tmp_path):
+    path = tmp_path / "m.mlpackage"
+    result = subprocess.run(
+        [sys.executable, "-c", LARGE, str(path)], capture_output=True, text=True, check=True
+    )
+    progress, what, peak = result.stdout.splitlines()
+    form, bits, size, *functions = what.split()
+    assert progress == "writing coreml"
+    assert (form, functions) == ("trits5", ["decode", "prefill"])
+    assert float(bits) <= 1.66
+    assert int(size) <= 1.2e9
+    assert int(peak) < 6e9
+    shutil.rmtree(path)
 
 
 def test_names():

@@ -28,16 +28,16 @@ def parse_bytes(value: int | str) -> int:
         For anything else, or a size below one byte.
     """
     number, unit = 0.0, "b"
-    if isinstance(value, str):
-        text = value.strip().lower()
-        digits = text.rstrip("bkmg ")
-        unit = text[len(digits) :].strip() or "b"
-        try:
+    try:
+        if isinstance(value, str):
+            text = value.strip().lower()
+            digits = text.rstrip("bkmg ")
+            unit = text[len(digits) :].strip() or "b"
             number = float(digits)
-        except ValueError:
-            unit = ""
-    elif not isinstance(value, bool):
-        number = float(value)
+        elif not isinstance(value, bool):
+            number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = 0.0
     size = number * _UNITS.get(unit, 0)
     if not 1 <= size < 1e15:
         raise ArgumentError(f"[memory] expected a size such as 50000000 or '48MB', got {value!r}")

@@ -259,7 +259,8 @@ def test_parse_bytes(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, "", "MB", "3 apples", "1TB", "0.1b", True, 1e300, "1e999"]
+    "value",
+    [0, -1, "", "MB", "3 apples", "1TB", "0.1b", True, 1e300, "1e999", 10**400, None, [48], b"MB"],
 )
 def test_parse_bytes_refuses(value):
     with pytest.raises(ArgumentError, match="expected a size such as"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,10 @@ class MLProgram:
                 state, data = (operation.inputs[key].arguments[0].name for key in ("input", "data"))
                 self.states[state] = values[data].astype(self.states[state].dtype)
             elif kind == "const" or kind.startswith("constexpr_"):
-                values[operation.outputs[0].name] = self._constant(function, index, operation)
+                # Unpacked where it is used: all of a large model's at once would not fit.
+                values[operation.outputs[0].name] = partial(
+                    self._constant, function, index, operation
+                )
             else:
                 values[operation.outputs[0].name] = self._apply(operation, values)
         return {name: values[name] for name in block.outputs}
@@ -112,7 +116,7 @@ class MLProgram:
         operands = {}
         for key, argument in operation.inputs.items():
             given = [
-                values[binding.name] if binding.name else self._value(binding.value)
+                _resolved(values[binding.name]) if binding.name else self._value(binding.value)
                 for binding in argument.arguments
             ]
             operands[key] = given if key == "values" else given[0]
@@ -169,6 +173,10 @@ class MLProgram:
         if sentinel != _SENTINEL or start + size > len(self._blob):
             raise FormatError(f"[coreml] expected a blob at {offset} of the weights, got none")
         return _unpack(self._blob[start : start + size], name, shape)
+
+
+def _resolved(value: Any) -> Any:
+    return value() if isinstance(value, partial) else value
 
 
 def _type_name(kind: Any) -> str:

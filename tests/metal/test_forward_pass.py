@@ -165,6 +165,7 @@ def test_other_scales_than_one_are_refused(bte, change):
     class Changed:
         instruction_count = program.instruction_count
         max_positions = program.max_positions
+        window = 0
         scalars = staticmethod(program.scalars)
 
         @staticmethod
@@ -176,3 +177,12 @@ def test_other_scales_than_one_are_refused(bte, change):
 
     with pytest.raises(DeviceUnsupported, match="ternary_linear: expected one scale"):
         encode(Changed(), 1)
+
+
+def test_a_window_is_refused(bte, tmp_path):
+    path = tmp_path / "endless.bte"
+    bitnet_edge.export(bte, out=path, window=60)
+    file = open_bte(path)
+    program = _engine.Program(file.section("program"), file.section("weights"))
+    with pytest.raises(DeviceUnsupported, match="a window of 60 positions"):
+        encode(program, 1)

@@ -130,14 +130,19 @@ typedef struct problem {
   be_attention a;
 } problem;
 
+// NULL where rows are no codes; an offset from NULL, even 0, is undefined.
+static const void *scales_from(const rows *r, size_t offset) {
+  return r->scales ? (const uint8_t *)r->scales + offset : NULL;
+}
+
 static void add_segment(problem *p, size_t first, size_t end, size_t window, const float *q) {
   size_t data = first * row_bytes(p->f, p->s.head_dim);
   size_t scales = first * scale_bytes(p->f, p->s.head_dim);
   if (first < end)
     p->segments[p->a.n_segments++] = (be_kv_segment){.k = (uint8_t *)p->k.data + data,
                                                      .v = (uint8_t *)p->v.data + data,
-                                                     .k_scales = (uint8_t *)p->k.scales + scales,
-                                                     .v_scales = (uint8_t *)p->v.scales + scales,
+                                                     .k_scales = scales_from(&p->k, scales),
+                                                     .v_scales = scales_from(&p->v, scales),
                                                      .first = first,
                                                      .end = end,
                                                      .window = window,

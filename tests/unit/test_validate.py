@@ -298,7 +298,7 @@ def test_a_latency_regression(bte, tmp_path, validate, monkeypatch):
     advance = Generation.advance
 
     def slow(self: Generation) -> str:
-        time.sleep(0.002)  # some 70 times what a token takes
+        time.sleep(0.005)  # ten times what a token takes when coverage counts each line of C
         return advance(self)
 
     monkeypatch.setattr(Generation, "advance", slow)

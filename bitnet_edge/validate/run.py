@@ -102,8 +102,9 @@ def validate(
         )
     if baseline is not None and {"speed", "memory"} <= set(skip):
         raise ArgumentError("[validate] a baseline needs speed or memory measured, both skipped")
-    if threads is not None and not 1 <= threads <= 64:
-        raise ArgumentError(f"[validate] expected threads 1 .. 64, got {threads}")
+    most = _engine.MAX_THREADS
+    if threads is not None and not 1 <= threads <= most:
+        raise ArgumentError(f"[validate] expected threads 1 .. {most}, got {threads}")
     run = _Validation(os.fspath(path), device, host, threads, frozenset(skip))
     run.structure()
     if run.readable:
@@ -228,7 +229,7 @@ class _Validation:
     def _budget(self) -> str:
         self._file = None  # unmapped, so that its pages can be dropped
         allowed = self.profile.private_bytes
-        planned = {"allowed": allowed, "resident_allowed": self.resident_allowed}
+        planned = {"allowed": allowed, "resident_allowed": self.profile.resident_bytes}
         self.report.memory = planned
         try:
             with load(self.path, self.threads, allowed) as model:
@@ -249,18 +250,12 @@ class _Validation:
             f"the {size(allowed)} of {self.profile.name}"
         )
 
-    @property
-    def resident_allowed(self) -> int | None:
-        """Bytes of private memory and cached pages together that the profile allows."""
-        limit = self.profile.resident_mb
-        return None if limit is None else int(limit * (1 << 20))
-
     # -- memory -----------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Measure a fresh process under a hard limit."""
         self.check("memory", self._memory, "memory")
-        if self.resident_allowed is not None:
+        if self.profile.resident_bytes is not None:
             self.check("resident", self._resident, "memory")
 
     def _memory(self) -> str:
@@ -269,7 +264,7 @@ class _Validation:
         measured = measure_memory(
             self.path,
             private=allowed,
-            resident=self.resident_allowed,
+            resident=self.profile.resident_bytes,
             threads=self.threads,
         )
         self.report.memory["measured"] = measured
@@ -287,7 +282,7 @@ class _Validation:
 
     def _resident(self) -> str:
         measured = self.report.memory.get("measured")
-        allowed = self.resident_allowed
+        allowed = self.profile.resident_bytes
         if measured is None or allowed is None:
             raise CheckSkipped("memory could not be measured")
         used, how = measured["resident"], "resident pages of the process"

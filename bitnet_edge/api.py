@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from bitnet_edge.dtypes import DType
 from bitnet_edge.errors import ArgumentError, ExportError, ModelError
 from bitnet_edge.exporters.sources.source import ModelSource
 from bitnet_edge.exporters.targets import TARGETS as PACKAGES
 from bitnet_edge.graph import Graph
-from bitnet_edge.planner import Plan, make_plan
+from bitnet_edge.planner import Plan, Planner
 from bitnet_edge.profiles import Profile, load_profile
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def plan(
     window: int | None = None,
     sinks: int | None = None,
 ) -> Plan:
-    """Size a model to a device without writing anything; see `bitnet_edge.planner.make_plan`.
+    """Size a model to a device without writing anything; see `bitnet_edge.planner.Planner`.
 
     Parameters
     ----------
@@ -99,18 +99,30 @@ def plan(
     """
     source = checkpoint if isinstance(checkpoint, ModelSource) else import_model(checkpoint)
     profile = device if isinstance(device, Profile) else load_profile(device)
-    return make_plan(
-        source.graph,
+    return planner_of(
+        source,
         profile,
-        tokenizer_bytes=len(source.tokenizer or b""),
         context=context,
         prefill_chunk=prefill_chunk,
         kv_dtype=kv_dtype,
-        head_dtype=source.choose_head_dtype(head_dtype),
+        head_dtype=head_dtype,
         threads=threads,
         residency=residency,
         window=window,
         sinks=sinks,
+    ).solve()
+
+
+def planner_of(
+    source: ModelSource, profile: Profile, *, head_dtype: str | None = None, **pins: Any
+) -> Planner:
+    """Return what plans a source for a device, with the other arguments of `plan`."""
+    return Planner(
+        source.graph,
+        profile,
+        tokenizer_bytes=len(source.tokenizer or b""),
+        head_dtype=source.choose_head_dtype(head_dtype),
+        **pins,
     )
 
 
@@ -128,6 +140,9 @@ def export(
     kv_dtype: DType | str | None = ...,
     head_dtype: str | None = ...,
     threads: int | None = ...,
+    residency: str | None = ...,
+    window: int | None = ...,
+    sinks: int | None = ...,
     progress: Callable[[int, int], None] | None = ...,
 ) -> Export: ...
 
@@ -146,6 +161,9 @@ def export(
     kv_dtype: DType | str | None = ...,
     head_dtype: str | None = ...,
     threads: int | None = ...,
+    residency: str | None = ...,
+    window: int | None = ...,
+    sinks: int | None = ...,
     form: str | None = ...,
     verify: bool = ...,
     progress: Callable[[int, int], None] | None = ...,
@@ -219,16 +237,18 @@ def export(
         raise ExportError(f"[export] {path} exists; --force (force=True) replaces it")
     profile = device if isinstance(device, Profile) else load_profile(device)
     max_bytes = profile.ota_bytes if ota_limit else None
+    choices: dict[str, Any] = {  # that only a .bte file has
+        "kv_dtype": kv_dtype,
+        "head_dtype": head_dtype,
+        "threads": threads,
+        "residency": residency,
+        "window": window,
+        "sinks": sinks,
+    }
     if target != "bte":
         from bitnet_edge.exporters.package import write_package
 
-        for name, value in (
-            ("kv_dtype", kv_dtype),
-            ("threads", threads),
-            ("head_dtype", head_dtype),
-            ("residency", residency),
-            ("window", window),
-        ):
+        for name, value in choices.items():
             if value not in (None, "stored"):
                 raise ArgumentError(
                     f"[{target}] expected no {name}, got {value!r}: it is the .bte's"
@@ -248,26 +268,8 @@ def export(
         raise ArgumentError(f"[export] expected no form of a .bte file, got {form!r}")
     from bitnet_edge.writer import write_bte
 
-    made = plan(
-        source,
-        profile,
-        context=context,
-        prefill_chunk=prefill_chunk,
-        kv_dtype=kv_dtype,
-        head_dtype=head_dtype,
-        threads=threads,
-        residency=residency,
-        window=window,
-        sinks=sinks,
-    )
-    write_bte(
-        path,
-        source,
-        made,
-        force=force,
-        progress=progress,
-        max_bytes=max_bytes,
-    )
+    made = plan(source, profile, context=context, prefill_chunk=prefill_chunk, **choices)
+    write_bte(path, source, made, force=force, progress=progress, max_bytes=max_bytes)
     return Export(
         path,
         path.stat().st_size,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 from bitnet_edge import _engine
 from bitnet_edge.dtypes import DType
@@ -150,34 +151,9 @@ class Plan(Choices):
         return 0
 
 
-def make_plan(
-    graph: Graph,
-    profile: Profile,
-    *,
-    tokenizer_bytes: int = 0,
-    context: int | None = None,
-    prefill_chunk: int | None = None,
-    kv_dtype: DType | str | None = None,
-    head_dtype: str | None = None,
-    threads: int | None = None,
-    residency: str | None = None,
-    window: int | None = None,
-    sinks: int | None = None,
-) -> Plan:
-    """Size a graph to a device: `Planner.solve`."""
-    return Planner(
-        graph,
-        profile,
-        tokenizer_bytes=tokenizer_bytes,
-        context=context,
-        prefill_chunk=prefill_chunk,
-        kv_dtype=kv_dtype,
-        head_dtype=head_dtype,
-        threads=threads,
-        residency=residency,
-        window=window,
-        sinks=sinks,
-    ).solve()
+def make_plan(graph: Graph, profile: Profile, **pins: Any) -> Plan:
+    """Size a graph to a device: `Planner` with these arguments, solved."""
+    return Planner(graph, profile, **pins).solve()
 
 
 class Planner:

@@ -7,12 +7,11 @@ import argparse
 from collections.abc import Iterable
 
 from bitnet_edge.alternatives import Alternative, alternatives
-from bitnet_edge.api import import_model
+from bitnet_edge.api import import_model, planner_of
 from bitnet_edge.cli.export import add_plan_arguments, budget_table, plan_arguments, plan_json
 from bitnet_edge.cli.text import print_json, size, table
 from bitnet_edge.head_packing import STORED
 from bitnet_edge.losses import lossy
-from bitnet_edge.planner import Planner
 from bitnet_edge.profiles import load_profile
 
 __all__ = ["configure", "run"]
@@ -37,13 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Plan and print."""
     source = import_model(args.checkpoint)
     pins = plan_arguments(args)
-    pins["head_dtype"] = source.choose_head_dtype(pins["head_dtype"])
-    solver = Planner(
-        source.graph,
-        load_profile(pins.pop("device")),
-        tokenizer_bytes=len(source.tokenizer or b""),
-        **pins,
-    )
+    solver = planner_of(source, load_profile(pins.pop("device")), **pins)
     made = solver.solve()
     others = alternatives(solver, made) if args.explain else []
     if source.head_dtype != STORED:  # a file keeps the head it was written with

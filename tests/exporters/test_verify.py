@@ -166,6 +166,9 @@ def test_the_store_limit_is_kept(tmp_path):
         ({"prefill_chunk": 0}, r"expected prefill_chunk 1 \.\. 4096, got 0"),
         ({"kv_dtype": "f16"}, "expected no kv_dtype, got 'f16'"),
         ({"threads": 2}, "expected no threads, got 2"),
+        ({"residency": "mapped"}, "expected no residency, got 'mapped'"),
+        ({"window": 50}, "expected no window, got 50"),
+        ({"sinks": 4}, "expected no sinks, got 4"),
     ],
 )
 def test_choices_that_a_target_does_not_have(choices, message, tmp_path):

@@ -167,6 +167,10 @@ class Graph:
                     order.setdefault(name, self.tensors[name])
         return list(order.values())
 
+    def activations(self) -> list[str]:
+        """Return the tensors that nodes compute, in order."""
+        return [name for node in self.nodes for name in node.outputs]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable form that `from_json` reads back to an equal graph."""
         return {

@@ -379,7 +379,7 @@ class ReferenceModel:
         values = dict(inputs)
         for node in self.graph.nodes:
             values[node.outputs[0]] = self.apply(node, values, position)
-        return {name: values[name] for node in self.graph.nodes for name in node.outputs}
+        return {name: values[name] for name in self.graph.activations()}
 
     def apply(self, node: Node, values: Mapping[str, Any], position: int = 0) -> Any:
         """Run one node on given inputs and activations, with the model's constants and caches."""

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     from bitnet_edge.exporters.sources.source import ModelSource
 
-__all__ = ["FINE", "UNIVERSAL", "Emitter", "Lowering", "Refusal", "TernaryBytes", "emit"]
+__all__ = [
+    "FINE",
+    "UNIVERSAL",
+    "Emitter",
+    "Lowering",
+    "Refusal",
+    "TernaryBytes",
+    "emit",
+    "scaled_product",
+]
 
 # A handle of the target's: a name, an index, a variable.
 Handle = Any
@@ -248,23 +257,33 @@ def quantised(e: Emitter, x: Handle) -> tuple[Handle, Handle]:
     return pair
 
 
+def scaled_product(
+    e: Emitter, x: Handle, operands: Mapping[str, Any], scale_bytes: int = 4
+) -> Handle:
+    """Return the product of rows and a ternary weight, with its scales where it has them.
+
+    ``scale_bytes`` is what the target stores of a scale.
+    """
+    weight = operands["weight"]
+    k = e.source.graph.tensors[weight].shape[1]
+    if "scales" not in operands:
+        return e.ternary_product(x, weight, 0, k)
+    scales = e.load(operands["scales"])
+    e.ternary.stored += scales.size * scale_bytes
+    width, y = k // len(scales), None
+    for group, scale in enumerate(scales):
+        begin, end = group * width, (group + 1) * width
+        part = x if width == k else e.op("columns", x, begin=begin, end=end)
+        part = e.ternary_product(part, weight, begin, end)
+        part = e.op("mul", part, e.constant(scale))
+        y = part if y is None else e.op("add", y, part)
+    return y
+
+
 def ternary_linear(e: Emitter, node: Node, operands: Mapping[str, Any]) -> Handle:
     """See `bitnet_edge.ops.TernaryLinear`."""
     q, s = quantised(e, operands["x"])
-    weight = operands["weight"]
-    k = e.source.graph.tensors[weight].shape[1]
-    if "scales" in operands:
-        scales = e.load(operands["scales"])
-        e.ternary.stored += scales.nbytes
-        width, y = k // len(scales), None
-        for group, scale in enumerate(scales):
-            begin, end = group * width, (group + 1) * width
-            part = q if width == k else e.op("columns", q, begin=begin, end=end)
-            part = e.ternary_product(part, weight, begin, end)
-            part = e.op("mul", part, e.constant(scale))
-            y = part if y is None else e.op("add", y, part)
-    else:
-        y = e.ternary_product(q, weight, 0, k)
+    y = scaled_product(e, q, operands)
     y = e.op("mul", e.op("div", y, s), float(node.attributes["scale"]))
     return _biased(e, y, operands)
 

@@ -114,8 +114,7 @@ class CoreMLTarget(Target):
     ) -> TernaryBytes:
         """See `Target.write`."""
         graph = source.graph
-        activations = [name for node in graph.nodes for name in node.outputs]
-        wanted = activations if debug else list(graph.outputs)
+        wanted = graph.activations() if debug else list(graph.outputs)
         weights = StoredWeights()
         stateful = graph.states() and settings.form.name != "ios16"
         parts = {"prefill": -1, "decode": 1} if stateful else {"main": -1}

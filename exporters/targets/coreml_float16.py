@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bitnet_edge.exporters import lowering
-from bitnet_edge.exporters.lowering import UNIVERSAL, Handle
+from bitnet_edge.exporters.lowering import UNIVERSAL, Handle, scaled_product
 from bitnet_edge.exporters.targets.coreml_emitter import UNROUNDED
 
 if TYPE_CHECKING:
@@ -72,21 +72,9 @@ def rms_norm(e: CoreMLEmitter, node: Node, operands: Mapping[str, Any]) -> Handl
 
 def ternary_linear(e: CoreMLEmitter, node: Node, operands: Mapping[str, Any]) -> Handle:
     """See `bitnet_edge.ops.TernaryLinear`."""
-    x, weight = operands["x"], operands["weight"]
+    x = operands["x"]
     unit, magnitude = unit_rows(e, x)
-    k = e.source.graph.tensors[weight].shape[1]
-    if "scales" in operands:
-        scales = e.load(operands["scales"])
-        e.ternary.stored += scales.size * 2
-        width, y = k // len(scales), None
-        for group, scale in enumerate(scales):
-            begin, end = group * width, (group + 1) * width
-            part = unit if width == k else e.op("columns", unit, begin=begin, end=end)
-            part = e.ternary_product(part, weight, begin, end)
-            part = e.op("mul", part, e.constant(scale))
-            y = part if y is None else e.op("add", y, part)
-    else:
-        y = e.ternary_product(unit, weight, 0, k)
+    y = scaled_product(e, unit, operands, scale_bytes=2)
     step = 1.0 if e.form == UNROUNDED else 128 / 127
     y = e.op("mul", y, e.op("mul", magnitude, step * float(node.attributes["scale"])))
     for divisor in e.divisors.get(x, ()):

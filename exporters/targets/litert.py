@@ -99,11 +99,10 @@ class LiteRTTarget(Target):
                 "[litert] writing a package needs ai-edge-litert: pip install 'bitnet-edge[litert]'"
             )
         graph = source.graph
-        activations = [name for node in graph.nodes for name in node.outputs]
-        outputs = activations if debug else list(graph.outputs)
+        outputs = graph.activations() if debug else list(graph.outputs)
         builder = ModelBuilder(schema)
         if graph.states():
-            before = activations if debug else []
+            before = graph.activations() if debug else []
             parts = [("prefill", settings.prefill_chunk, before), ("decode", 1, outputs)]
         else:
             parts = [("infer", 1, outputs)]

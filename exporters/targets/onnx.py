@@ -91,8 +91,7 @@ class OnnxTarget(Target):
         graph = source.graph
         e = OnnxEmitter(source, settings)
         e.handles = {name: name for name in graph.inputs}
-        activations = [name for node in graph.nodes for name in node.outputs]
-        wanted = activations if debug else list(graph.outputs)
+        wanted = graph.activations() if debug else list(graph.outputs)
         emit(e, self.lowerings, wanted)
         e.save(path, wanted, metadata)
         return e.ternary

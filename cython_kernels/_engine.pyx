@@ -107,6 +107,11 @@ cdef extern from "bitnet_edge.h":
         BE_REGION_STATE
     const void *be_session_block(const be_session *session, be_region region) nogil
     uint32_t be_session_position(const be_session *session) nogil
+    ctypedef struct be_kv_layout:
+        uint64_t row_bytes
+        uint64_t scales_at
+        uint64_t head_bytes
+    be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions) nogil
     uint64_t be_kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens) nogil
     uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,
                                uint32_t positions) nogil
@@ -227,6 +232,14 @@ cdef int raise_error(be_status status, const be_error *error) except -1:
 include "measure.pxi"
 
 
+cdef const be_op_row *op_row(uint16_t opcode):
+    """The row of an opcode that a verified program has."""
+    cdef const be_op_row *row = be_op_rows
+    while row.opcode != opcode:
+        row += 1
+    return row
+
+
 cdef class Program:
     """A verified program over the weights section of a mapped file.
 
@@ -300,15 +313,17 @@ cdef class Program:
     def private_bytes(self):
         return be_program_bytes(self.program)
 
+    cdef const be_instruction *_record(self, uint32_t index) except NULL:
+        cdef const be_instruction *record = be_program_instruction(self.program, index)
+        if record == NULL:
+            raise IndexError(f"[engine] no instruction {index}")
+        return record
+
     def instruction(self, uint32_t index):
         """(op, flags, dims, operands) of an instruction: dims and operands (region << 56 | port
         << 48 | offset, 0 where absent) by the names that `op_table` gives."""
-        cdef const be_instruction *record = be_program_instruction(self.program, index)
-        cdef const be_op_row *row = be_op_rows
-        if record == NULL:
-            raise IndexError(f"[engine] no instruction {index}")
-        while row.opcode != record.opcode:
-            row += 1
+        cdef const be_instruction *record = self._record(index)
+        cdef const be_op_row *row = op_row(record.opcode)
         dims, operands = row.dims.decode().split(), row.operands.decode().split()
         return (
             row.name.decode(),
@@ -324,12 +339,8 @@ cdef class Program:
 
     def scalars(self, uint32_t index):
         """Scalars of an instruction by the names that `op_table` gives."""
-        cdef const be_instruction *record = be_program_instruction(self.program, index)
-        cdef const be_op_row *row = be_op_rows
-        if record == NULL:
-            raise IndexError(f"[engine] no instruction {index}")
-        while row.opcode != record.opcode:
-            row += 1
+        cdef const be_instruction *record = self._record(index)
+        cdef const be_op_row *row = op_row(record.opcode)
         names = row.scalars.decode().split()
         return {names[i]: record.scalar[i] for i in range(len(names))}
 
@@ -827,6 +838,17 @@ def op_table():
         )
         row += 1
     return table
+
+
+def kv_layout(uint32_t dtype, uint32_t head_dim, uint32_t positions):
+    """How one head lies in a KV cache, in bytes (``engine/kv_cache.h``): a dict of row_bytes,
+    scales_at (from the head's start; the end of a head without scales) and head_bytes."""
+    cdef be_kv_layout layout = be_kv_layout_of(dtype, head_dim, positions)
+    return {
+        "row_bytes": layout.row_bytes,
+        "scales_at": layout.scales_at,
+        "head_bytes": layout.head_bytes,
+    }
 
 
 def kv_window_rows(uint32_t window, uint32_t sinks, uint32_t max_tokens):

@@ -7,8 +7,9 @@ by token, rows of outputs by output row, as there. Standard library and the engi
 
 from __future__ import annotations
 
+from bitnet_edge._engine import kv_layout
 from bitnet_edge.errors import DeviceUnsupported
-from bitnet_edge.metal.geometry import Geometry, Pass, geometry, kv_layout
+from bitnet_edge.metal.geometry import Geometry, Pass, geometry
 from bitnet_edge.metal.shader_library import kernels
 
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB

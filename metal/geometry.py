@@ -2,11 +2,12 @@
 """Instruction -> kernel, grid, threads, parameters: what each shader's header asks for.
 
 One function for each op of ``op_table.def``, from its dims and scalars; the tests of the shaders
-launch through the same functions. Standard library only.
+launch through the same functions. Standard library and the engine only.
 """
 
 from __future__ import annotations
 
+from bitnet_edge._engine import kv_layout
 from bitnet_edge.errors import DeviceUnsupported
 
 TYPE_CHECKING = False  # typing and dataclasses would cost the device 2 MB
@@ -201,18 +202,6 @@ def _rope(dims: Mapping[str, int], scalars: Mapping[str, float], run: Pass, _: b
     half = dims["head_dim"] // 2
     params = {"heads": dims["heads"], "half_dim": half}
     return _elements("rope", dims["heads"] * half, run, params)
-
-
-def kv_layout(dtype: int, head_dim: int, positions: int) -> dict[str, int]:
-    """Return how one head lies in a KV cache (``be_kv_layout_of`` of ``engine/kv_cache.c``)."""
-    if dtype in FLOATS:
-        row = head_dim * (4 if dtype == 0 else 2)
-        return {"row_bytes": row, "scales_at": 0, "head_bytes": positions * row}
-    groups = _blocks(head_dim, 32)
-    row, scale = (groups * 16, groups * 2) if dtype == 5 else (_blocks(head_dim, 16) * 16, 4)
-    at = _blocks(positions * row, 64) * 64
-    head = at + _blocks(positions * scale, 64) * 64
-    return {"row_bytes": row, "scales_at": at, "head_bytes": head}
 
 
 def _kv_append(

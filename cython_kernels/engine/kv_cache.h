@@ -13,18 +13,8 @@
 
 #include <stdint.h>
 
+#include "bitnet_edge.h"
 #include "kernels.h"
-
-// One head's part of a cache, in bytes.
-typedef struct be_kv_layout {
-  uint64_t row_bytes;   // of elements or codes
-  uint64_t scale_bytes; // of one row; 0 for floats
-  uint64_t scales_at;   // from the head's start
-  uint64_t head_bytes;
-} be_kv_layout;
-
-// `dtype` is BE_F32, BE_F16, BE_I8 or BE_I4.
-be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions);
 
 // Rows of a cache with a window: the sinks, then a ring that still holds what the first of
 // `max_tokens` tokens sees when the last has been appended; whole blocks of the softmax, so that

@@ -141,6 +141,17 @@ typedef enum be_residency {
 be_status be_session_residency(be_session *session, be_residency mode, int file,
                                uint64_t file_offset, be_error *error);
 
+// One head's part of a KV cache, in bytes (engine/kv_cache.h has the rows).
+typedef struct be_kv_layout {
+  uint64_t row_bytes;   // of elements or codes
+  uint64_t scale_bytes; // of one row; 0 for floats
+  uint64_t scales_at;   // from the head's start
+  uint64_t head_bytes;
+} be_kv_layout;
+
+// `dtype` is BE_F32, BE_F16, BE_I8 or BE_I4.
+be_kv_layout be_kv_layout_of(uint32_t dtype, uint32_t head_dim, uint32_t positions);
+
 // Bytes of one cache tensor (keys or values of one layer) in the state; dtype is BE_F32, BE_F16,
 // BE_I8 or BE_I4. Planner, verifier and engine all ask here or what this is made of.
 uint64_t be_kv_cache_bytes(uint32_t dtype, uint32_t kv_heads, uint32_t head_dim,

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_edge._engine import kv_layout
 from bitnet_edge.dtypes import DType
 from bitnet_edge.head_packing import head_limit, pack_head, quantise_head
-from bitnet_edge.metal.geometry import Geometry, Pass, geometry, kv_layout, top_k
+from bitnet_edge.metal.geometry import Geometry, Pass, geometry, top_k
 from bitnet_edge.packing import pack_p16
 from bitnet_edge.quantization import new_kv_cache, quantize, quantize_kv_i4
 from bitnet_edge.reference import REFERENCE, head_product, lane_sum, quantize_wide, rope_angles

@@ -11,6 +11,7 @@
 #include "bitnet_edge.h"
 #include "kernels.h"
 #include "profile.h"
+#include "program_operands.h"
 #include "thread_pool.h"
 #include "work_share.h"
 
@@ -19,9 +20,7 @@ enum {
   LINE = 64,
   PREFETCH_BYTES = 4096, // ahead
   PANELS = 4,            // of one work item of a product, as in program_run.c
-  TOKENS = 64,
-  HEAD_ITEM_BYTES = 128 * 1024, // of a head, likewise
-  HEAD_PANELS = 16
+  TOKENS = 64
 };
 
 // Sixteen bytes at any address.
@@ -116,8 +115,6 @@ typedef struct multiplying {
   size_t matrices;
 } multiplying;
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 static void multiply_item(const multiplying *x, size_t matrix, size_t panel, int32_t *acc) {
   const be_ternary_work *work = &x->work;
   size_t blocks = work->k / BE_BLOCK_K, stride = blocks * BE_BLOCK_BYTES;
@@ -202,7 +199,7 @@ typedef struct projecting {
 static void project_share(void *context, unsigned thread, unsigned n_threads, be_barrier *barrier) {
   projecting *p = context;
   size_t item, items = (p->panels + p->item_panels - 1) / p->item_panels;
-  float y[HEAD_PANELS * BE_HEAD_ROWS];
+  float y[BE_ITEM_PANELS * BE_HEAD_ROWS];
   if (thread == 0)
     be_work_begin(p->share, items, n_threads);
   be_barrier_wait(barrier);
@@ -225,8 +222,8 @@ be_status be_measure_head(const uint8_t *buffer, size_t bytes, uint32_t k, uint3
   projecting p = {.kernels = be_engine_kernels(), .buffer = buffer, .k = k, .bits = bits};
   p.panel_bytes = bits == 16 ? (size_t)BE_HEAD_ROWS * k * 2 : (size_t)be_head_panel_bytes(bits, k);
   p.panels = bytes / p.panel_bytes;
-  p.item_panels = HEAD_ITEM_BYTES / p.panel_bytes;
-  p.item_panels = p.item_panels < 1 ? 1 : min_size(p.item_panels, HEAD_PANELS);
+  p.item_panels = BE_HEAD_ITEM_BYTES / p.panel_bytes;
+  p.item_panels = p.item_panels < 1 ? 1 : min_size(p.item_panels, BE_ITEM_PANELS);
   if (p.panels == 0)
     return BE_ERR_ARGUMENT;
   size_t padded = (k + BE_WIDE_K - 1) / BE_WIDE_K * BE_WIDE_K;

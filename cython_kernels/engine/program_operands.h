@@ -7,7 +7,12 @@
 
 // One work item of a linear layer reads about this much weight: long enough to hide the taking,
 // short enough to balance cores of different speed.
-enum { BE_ITEM_BYTES = 32 * 1024 };
+enum {
+  BE_ITEM_BYTES = 32 * 1024,
+  // A head is far larger than all else: longer streams, still hundreds of items.
+  BE_HEAD_ITEM_BYTES = 128 * 1024,
+  BE_ITEM_PANELS = 16 // at most, of one token
+};
 
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 

@@ -18,7 +18,6 @@
 
 enum {
   CACHE_LINE = 64,
-  GEMV_MAX_PANELS = 16,
   GEMM_PANELS = 4, // 64 rows x 64 tokens of int32 accumulators: 16 KB of stack
   GEMM_TOKENS = 64,
   ATTENTION_QUERIES = 32 // of one item, at most, if that is one token
@@ -252,7 +251,7 @@ static size_t ternary_item_panels(const be_instruction *in, size_t tokens) {
     return GEMM_PANELS;
   size_t panel_bytes = be_round_up(in->dim[1], BE_BLOCK_K) * (BE_BLOCK_BYTES / BE_BLOCK_K);
   size_t panels = BE_ITEM_BYTES / panel_bytes;
-  return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
+  return panels < 1 ? 1 : min_size(panels, BE_ITEM_PANELS);
 }
 
 // Scales of `count` rows from `row` on, one group, as float32.
@@ -283,7 +282,7 @@ static void run_scaled_panels(const be_pass *p, const be_instruction *in, const 
   const int8_t *q = READ(int8_t, 2);
   const float *s = READ(float, 3), *bias = READ(float, 5);
   const int32_t *q_sum = READ(int32_t, 4);
-  float *y = WRITE(float, 0, n_rows), scales[GEMV_MAX_PANELS * BE_PANEL_ROWS];
+  float *y = WRITE(float, 0, n_rows), scales[BE_ITEM_PANELS * BE_PANEL_ROWS];
   _Alignas(CACHE_LINE) int32_t acc[GEMM_PANELS * BE_PANEL_ROWS * GEMM_TOKENS];
   size_t stride = panels * BE_PANEL_ROWS;
   for (size_t t = r.begin; t < r.end; t += GEMM_TOKENS) {

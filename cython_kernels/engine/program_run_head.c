@@ -9,12 +9,7 @@
 #include "kernels.h"
 #include "program_operands.h"
 
-enum {
-  GEMV_MAX_PANELS = 16,
-  // A head is far larger than all else: longer streams, still hundreds of items.
-  HEAD_ITEM_BYTES = 128 * 1024,
-  SCREEN_ROWS = 512 // of one item: as many streams as it keeps
-};
+enum { SCREEN_ROWS = 512 }; // of one item: as many streams as it keeps
 
 static size_t dense_item_rows(const be_instruction *in) {
   size_t rows_per_item = BE_ITEM_BYTES / (in->dim[1] * be_dtype_bytes(in->dim[2]));
@@ -37,22 +32,26 @@ static void dense_rows(const be_kernels *kernels, float *y, const uint8_t *table
     kernels->dense_gemv_bf16(y, (const uint16_t *)w, count, k, x);
 }
 
-void be_run_dense_linear(const be_pass *p, const be_instruction *in, size_t item) {
+static void run_dense_item(const be_pass *p, const be_instruction *in, size_t item,
+                           const uint8_t *table, const float *bias) {
   be_rows r = be_instruction_rows(p, in);
   size_t n_rows = in->dim[0], k = in->dim[1];
   size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
-  const float *bias = READ(float, 3);
   for (size_t t = r.begin; t < r.end; t++) {
     float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
-    dense_rows(p->kernels, y, READ(uint8_t, 1), in->dim[2], row, count, k, READ(float, 2) + t * k);
+    dense_rows(p->kernels, y, table, in->dim[2], row, count, k, READ(float, 2) + t * k);
     if (bias)
       p->kernels->add_f32(y, y, bias + row, count);
   }
 }
 
+void be_run_dense_linear(const be_pass *p, const be_instruction *in, size_t item) {
+  run_dense_item(p, in, item, READ(uint8_t, 1), READ(float, 3));
+}
+
 static size_t head_item_panels(const be_instruction *in) {
-  size_t panels = HEAD_ITEM_BYTES / be_head_panel_bytes(in->dim[2], in->dim[1]);
-  return panels < 1 ? 1 : min_size(panels, GEMV_MAX_PANELS);
+  size_t panels = BE_HEAD_ITEM_BYTES / be_head_panel_bytes(in->dim[2], in->dim[1]);
+  return panels < 1 ? 1 : min_size(panels, BE_ITEM_PANELS);
 }
 
 size_t be_head_items(const be_instruction *in) {
@@ -71,7 +70,7 @@ void be_run_head_linear(const be_pass *p, const be_instruction *in, size_t item)
   panels = (count + BE_HEAD_ROWS - 1) / BE_HEAD_ROWS;
   for (size_t t = r.begin; t < r.end; t++) {
     const int16_t *q = READ(int16_t, 2) + t * padded;
-    float rows_of_panels[GEMV_MAX_PANELS * BE_HEAD_ROWS]; // y may end within the last panel
+    float rows_of_panels[BE_ITEM_PANELS * BE_HEAD_ROWS]; // y may end within the last panel
     float *y = WRITE(float, 0, n_rows) + t * n_rows + row;
     if (in->dim[2] == 8)
       p->kernels->head_gemv_i8(rows_of_panels, w, panels, k, q, s[t]);
@@ -101,16 +100,6 @@ void be_run_screen_limits(const be_pass *p, const be_instruction *in, size_t t) 
     limits.threshold = least == least ? least - p->margin : -INFINITY;
   }
   WRITE(be_screen_limits, 0, 1)[t] = limits;
-}
-
-// Every logit, as be_run_dense_linear.
-static void run_whole_rows(const be_pass *p, const be_instruction *in, size_t item) {
-  be_rows r = be_instruction_rows(p, in);
-  size_t n_rows = in->dim[0], k = in->dim[1];
-  size_t row = item * dense_item_rows(in), count = min_size(dense_item_rows(in), n_rows - row);
-  for (size_t t = r.begin; t < r.end; t++)
-    dense_rows(p->kernels, WRITE(float, 0, n_rows) + t * n_rows + row, READ(uint8_t, 3), in->dim[2],
-               row, count, k, READ(float, 2) + t * k);
 }
 
 static void run_screened_rows(const be_pass *p, const be_instruction *in, size_t item) {
@@ -145,5 +134,5 @@ void be_run_screened_linear(const be_pass *p, const be_instruction *in, size_t i
   if (p->best > 0)
     run_screened_rows(p, in, item);
   else
-    run_whole_rows(p, in, item);
+    run_dense_item(p, in, item, READ(uint8_t, 3), NULL); // every logit
 }

@@ -118,13 +118,14 @@ be_status be_residency_apply(const be_program *program, be_residency mode, int f
       return be_fail(error, BE_ERR_RESIDENCY, "mlock", -1, -1, size, 0);
     return BE_OK;
   }
-  if (mode == BE_RESIDENCY_STREAMED)
-    // Only what is asked for: the system's own read-ahead, of megabytes on some storage, goes
-    // beyond the window and brings back what was dropped.
-    advise(program, 0, program->weights_bytes, MADV_RANDOM);
-  else
+  if (mode == BE_RESIDENCY_MAPPED) {
     advise_tables(program);
-  if (mode == BE_RESIDENCY_STREAMED && file >= 0) {
+    return BE_OK;
+  }
+  // Only what is asked for: the system's own read-ahead, of megabytes on some storage, goes beyond
+  // the window and brings back what was dropped.
+  advise(program, 0, program->weights_bytes, MADV_RANDOM);
+  if (file >= 0) {
     stream->file = fcntl(file, F_DUPFD_CLOEXEC, 0);
     if (stream->file < 0)
       return be_fail(error, BE_ERR_RESIDENCY, "file descriptor", -1, -1, 0, (uint64_t)file);

@@ -213,17 +213,22 @@ def _elementwise(op: str, activation: str = "") -> Callable[[Rng], Case]:
     return make
 
 
+def _stored(values: Any, dtype: int) -> tuple[Any, Any]:
+    """Floats as a be_dtype stores them, and what is left of them."""
+    if dtype == 1:
+        half = values.astype(np.float16)
+        return half, half.astype(np.float32)
+    if dtype == 2:
+        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+    return values, values
+
+
 def _embed(dtype: int) -> Callable[[Rng], Case]:
     def make(rng: Rng) -> Case:
         width, vocab, tokens = (int(rng.integers(1, high)) for high in (300, 50, 5))
         values = rng.standard_normal((vocab, width)).astype(np.float32)
-        table: Any = values
-        if dtype == 1:
-            table = values.astype(np.float16)
-            values = table.astype(np.float32)
-        elif dtype == 2:
-            table = (values.view(np.uint32) >> 16).astype(np.uint16)
-            values = (table.astype(np.uint32) << 16).view(np.float32)
+        table, values = _stored(values, dtype)
         ids = rng.integers(0, vocab, tokens).astype(np.int32)
         multiplier = f32(rng.choice([1.0, 16.0, 0.3]))
         made = geometry(
@@ -280,13 +285,7 @@ def _dense(dtype: int) -> Callable[[Rng], Case]:
 
 def dense(rng: Rng, dtype: int, rows: int, k: int, tokens: int) -> Case:
     values = rng.standard_normal((rows, k)).astype(np.float32)
-    w: Any = values
-    if dtype == 1:
-        w = values.astype(np.float16)
-        values = w.astype(np.float32)
-    elif dtype == 2:
-        w = (values.view(np.uint32) >> 16).astype(np.uint16)
-        values = (w.astype(np.uint32) << 16).view(np.float32)
+    w, values = _stored(values, dtype)
     x = _rows(rng, tokens, k)
     y = np.stack([lane_sum(values * row) for row in x])
     bias = _rows(rng, rows) if rng.random() < 0.5 else None
